@@ -1,0 +1,43 @@
+"""What an engine is: the seam between programs and a database."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+from fastness.model.session import DurabilityTier
+from fastness.sql.program import ProgramFactory
+
+T = TypeVar("T")
+
+
+class Engine(Protocol):
+    """Runs programs, each in one transaction.
+
+    Both calls are coroutines of the event loop that the engine was first used on. They raise what the program raises,
+    and ``HandleUnusableError`` (closed, forked, another loop), ``ContendedError``, ``CommitOutcomeUnknownError`` or a
+    ``BackendError``. Cancelling a ``write`` that has not started withdraws it; afterwards its outcome is unknown to the
+    caller (law C13). No cancellation leaves a transaction open.
+    """
+
+    durability_tier: DurabilityTier
+
+    async def read(self, make: ProgramFactory[T]) -> T:
+        """Run a program that only reads, on one snapshot."""
+        ...
+
+    async def write(self, make: ProgramFactory[T]) -> T:
+        """Run a program in a writing transaction; the result is durable when this returns."""
+        ...
+
+    async def verify(self) -> list[str]:
+        """Let the database check its own files; an empty list means that it found no fault."""
+        ...
+
+    async def close(self) -> None:
+        """Finish what was started, refuse what comes after, and let go of the files. Twice is fine."""
+        ...
+
+
+Clock = Callable[[], int]
+"""Milliseconds since the epoch. Tests replace it and advance it."""

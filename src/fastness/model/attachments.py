@@ -1,0 +1,50 @@
+"""Attachments and environments: references, and the rows of the manifest that ties them to commits."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+from fastness.model.base import Value
+
+
+class AttachmentRef(Value, frozen=True):
+    """A reference to content: the id is the sha256 of the bytes, all else belongs to the reference (law A1).
+
+    ``size`` is in bytes, ``width`` and ``height`` in pixels, for images.
+    """
+
+    attachment_id: str
+    name: str
+    media_type: str
+    size: int
+    width: int | None = None
+    height: int | None = None
+
+
+class AttachmentIntent(Value, frozen=True):
+    """A session is about to put these bytes. Recorded before the first byte is written (law A2)."""
+
+    session_id: str
+    reference: AttachmentRef
+
+
+class AttachmentManifestEntry(Value, frozen=True):
+    """A row of the manifest. ``released`` means that its session, ``session_id``, was deleted."""
+
+    session_id: str
+    attachment_id: str
+    state: Literal["intent", "committed", "released"]
+    recorded_at_epoch_ms: int
+    reference: AttachmentRef | None = None
+
+
+class AttachmentReclaimGrant(Value, frozen=True):
+    """What a sweep may delete now. The whole grant goes to ``finish_reclaim``; the mark lapses at ``lapses_at_epoch_ms``."""
+
+    sweep_id: str
+    attachment_ids: tuple[str, ...]
+    lapses_at_epoch_ms: int
+
+
+AttachmentPersistence: TypeAlias = Literal["inline", "durable"]
+"""``inline`` dies with the process, ``durable`` survives it."""

@@ -1,0 +1,128 @@
+"""The two base classes of the vocabulary, and JSON the way records use it.
+
+A ``Value`` is immutable and round-trips through JSON. A ``Record`` is a value that is stored on its own: its JSON opens
+with its schema version (``{"v":1,…``), so that a reader can refuse a version it does not know by number (law M4).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, TypeVar
+
+import msgspec
+
+from fastness.errors import (
+    InvalidInputError,
+    RecordVersionInvalidError,
+    RecordVersionMissingError,
+    RecordVersionUnsupportedError,
+)
+
+RECORD_VERSION = 1
+"""The schema version that this release writes and reads, for every kind of record."""
+
+_VERSION_PREFIX = b'{"v":1,'
+
+
+class Value(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An immutable value. Fields that hold their default are left out of its JSON."""
+
+
+class Record(Value, frozen=True, tag_field="v", tag=RECORD_VERSION):
+    """A value that is stored on its own, versioned."""
+
+
+V = TypeVar("V", bound=Value)
+R = TypeVar("R", bound=Record)
+
+_encoder = msgspec.json.Encoder()
+_canonical_encoder = msgspec.json.Encoder(order="sorted")
+
+
+def encode(value: Any) -> bytes:
+    """Give the JSON of a value; text that is no Unicode (a lone surrogate) is an ``InvalidInputError``."""
+    try:
+        return _encoder.encode(value)
+    except UnicodeEncodeError:
+        raise InvalidInputError(type(value).__name__, "contains a lone surrogate, which is not valid text") from None
+    except (TypeError, ValueError, msgspec.MsgspecError) as error:
+        raise InvalidInputError(type(value).__name__, f"is not JSON: {error}") from None
+
+
+def canonical_json(value: Any) -> bytes:
+    """Give the one JSON that equal values share: keys sorted, no white space. For hashes only."""
+    try:
+        return _canonical_encoder.encode(value)
+    except UnicodeEncodeError:
+        raise InvalidInputError(type(value).__name__, "contains a lone surrogate, which is not valid text") from None
+    except (TypeError, ValueError, msgspec.MsgspecError) as error:
+        raise InvalidInputError(type(value).__name__, f"is not JSON: {error}") from None
+
+
+def sha256_hex(data: bytes) -> str:
+    """Give the lower-case hexadecimal sha256 of the bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def raw_json(value: Any) -> msgspec.Raw:
+    """Make foreign JSON from Python data, for fields that are kept byte for byte."""
+    return msgspec.Raw(encode(value))
+
+
+_decoders: dict[type[Value], msgspec.json.Decoder[Any]] = {}
+
+
+def decoder_of(kind: type[V]) -> msgspec.json.Decoder[V]:
+    """Give the one decoder of a kind of value (building one is costly)."""
+    known = _decoders.get(kind)
+    if known is None:
+        known = _decoders[kind] = msgspec.json.Decoder(kind)
+    return known
+
+
+def decode_record(kind: type[R], body: bytes | str) -> R:
+    """Read a stored record.
+
+    Raises one of the ``RecordVersionError`` kinds (law M4), and ``msgspec.DecodeError`` (or its subclass
+    ``msgspec.ValidationError``) for a body that is damaged otherwise.
+    """
+    data = body.encode() if isinstance(body, str) else body
+    if not data.startswith(_VERSION_PREFIX):
+        check_version(kind, data)
+    return decoder_of(kind).decode(data)
+
+
+def check_version(kind: type[Record], data: bytes) -> None:
+    """Refuse a record whose schema version is missing, invalid or unknown. The slow path: it reads the whole record."""
+    found = msgspec.json.decode(data)
+    if not isinstance(found, dict) or "v" not in found:
+        raise RecordVersionMissingError(kind.__name__)
+    version = found["v"]
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise RecordVersionInvalidError(kind.__name__, version)
+    if version != RECORD_VERSION:
+        raise RecordVersionUnsupportedError(kind.__name__, version, (RECORD_VERSION,))
+
+
+def has_current_version(data: str) -> bool:
+    """Tell at a glance whether a record's JSON opens with the version that this release writes."""
+    return data.startswith('{"v":1,')
+
+
+def encode_checked(value: R) -> bytes:
+    """Give the JSON of a record that is about to be stored, and prove that it reads back as itself.
+
+    Struct fields are not checked when a value is built. A record that could be written and not be read would poison
+    its session, so whatever does not round-trip exactly is an ``InvalidInputError`` here, before anything is written.
+    """
+    body = encode(value)
+    try:
+        again = _encoder.encode(decoder_of(type(value)).decode(body))
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        raise InvalidInputError(type(value).__name__, f"does not fit its own schema: {error}") from None
+    if again != body:
+        raise InvalidInputError(
+            type(value).__name__,
+            "does not round-trip (foreign JSON must be exactly one value without outer white space)",
+        )
+    return body

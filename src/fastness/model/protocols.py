@@ -1,0 +1,215 @@
+"""The capabilities of a store, as protocols. What each must do is the law of ``docs/contract.md``.
+
+Every method that does I/O is a coroutine. All raise ``StoreError`` and nothing else for what goes wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+from fastness.model.attachments import (
+    AttachmentIntent,
+    AttachmentManifestEntry,
+    AttachmentPersistence,
+    AttachmentReclaimGrant,
+)
+from fastness.model.checkpoint import CheckpointKind
+from fastness.model.commit import RuntimeCommit, RuntimeCommitResult
+from fastness.model.lease import (
+    LeaseOwnerIdentity,
+    SessionExecutionLease,
+    SessionExecutionLeaseClaimOutcome,
+    SessionExecutionLeaseCompletion,
+    SessionExecutionLeaseFence,
+)
+from fastness.model.queued_work import (
+    QueuedWorkBatch,
+    QueuedWorkBatchDraft,
+    QueuedWorkClaim,
+    QueuedWorkClaimBoundary,
+)
+from fastness.model.reports import GcReport, VacuumReport
+from fastness.model.session import (
+    DurabilityTier,
+    PersistedSessionRead,
+    SessionFilter,
+    SessionHeadMeta,
+    SessionMeta,
+    SessionPage,
+    SessionReadScope,
+    SessionStoreCreateRequest,
+)
+from fastness.model.transcript import SessionNodeRecord
+from fastness.model.turn_input import (
+    PendingTurnInput,
+    PendingTurnInputCancelOutcome,
+    PendingTurnInputCancelResult,
+    PendingTurnInputCancelTarget,
+    PendingTurnInputDraft,
+    PendingTurnInputSuffixCancelOutcome,
+    TurnInputClaim,
+)
+
+
+@runtime_checkable
+class AttachmentManifest(Protocol):
+    """Ties attachments to the sessions that refer to them (laws A2 to A4)."""
+
+    async def record_intent(self, intent: AttachmentIntent) -> None: ...
+    async def commit_refs(self, session_id: str, attachment_ids: Sequence[str]) -> None: ...
+    async def holds_ref(self, session_id: str, attachment_id: str) -> bool: ...
+    async def list_uncommitted(self, older_than_epoch_ms: int) -> list[AttachmentManifestEntry]: ...
+    async def begin_reclaim(
+        self, attachment_ids: Sequence[str], *, older_than_epoch_ms: int, mark_ttl_ms: int = 60_000
+    ) -> AttachmentReclaimGrant: ...
+    async def finish_reclaim(self, grant: AttachmentReclaimGrant) -> int: ...
+    async def forget(self, session_id: str, attachment_id: str) -> None: ...
+
+
+@runtime_checkable
+class SessionCommitStore(AttachmentManifest, Protocol):
+    """Keeps the settled state of the one session that the handle is bound to (laws C, G)."""
+
+    durability_tier: DurabilityTier
+
+    async def load_session(self, scope: SessionReadScope) -> PersistedSessionRead | None: ...
+    async def load_node(self, node_id: str) -> SessionNodeRecord | None: ...
+    async def commit_runtime_state(self, commit: RuntimeCommit) -> RuntimeCommitResult: ...
+    async def save_session_meta(self, meta: SessionMeta) -> None: ...
+    async def load_session_meta(self) -> SessionMeta | None: ...
+    async def load_head(self) -> SessionHeadMeta | None: ...
+
+
+@runtime_checkable
+class SessionExecutionLeaseStore(Protocol):
+    """The single-writer lane of each session (law L)."""
+
+    async def try_claim_session_execution_lease(
+        self, session_id: str, owner: LeaseOwnerIdentity, lease_ttl_ms: int
+    ) -> SessionExecutionLeaseClaimOutcome: ...
+    async def reclaim_session_execution_lease(
+        self,
+        session_id: str,
+        owner: LeaseOwnerIdentity,
+        observed_holder: SessionExecutionLeaseFence,
+        lease_ttl_ms: int,
+    ) -> SessionExecutionLeaseClaimOutcome: ...
+    async def renew_session_execution_lease(
+        self, fence: SessionExecutionLeaseFence, lease_ttl_ms: int
+    ) -> SessionExecutionLease: ...
+    async def release_session_execution_lease(self, completion: SessionExecutionLeaseCompletion) -> None: ...
+
+
+@runtime_checkable
+class TurnInputStore(Protocol):
+    """What users said and no turn has consumed yet (laws K, I)."""
+
+    async def enqueue_pending_turn_input(self, draft: PendingTurnInputDraft) -> PendingTurnInput: ...
+    async def list_pending_turn_inputs(self, session_id: str) -> list[PendingTurnInput]: ...
+    async def cancel_pending_turn_input(self, session_id: str, input_id: str) -> PendingTurnInputCancelOutcome: ...
+    async def cancel_pending_turn_inputs(
+        self, session_id: str, targets: Sequence[PendingTurnInputCancelTarget]
+    ) -> list[PendingTurnInputCancelResult]: ...
+    async def cancel_pending_turn_input_suffix(
+        self, session_id: str, anchor: PendingTurnInputCancelTarget
+    ) -> PendingTurnInputSuffixCancelOutcome: ...
+    async def claim_active_turn_inputs(
+        self,
+        session_id: str,
+        fence: SessionExecutionLeaseFence,
+        *,
+        turn_id: str,
+        checkpoint: CheckpointKind,
+        max_inputs: int,
+    ) -> TurnInputClaim | None: ...
+    async def claim_next_turn_inputs(
+        self, session_id: str, fence: SessionExecutionLeaseFence, *, max_inputs: int
+    ) -> TurnInputClaim | None: ...
+    async def renew_turn_input_claim(self, claim: TurnInputClaim) -> TurnInputClaim: ...
+    async def abandon_turn_input_claim(self, claim: TurnInputClaim) -> None: ...
+
+
+@runtime_checkable
+class QueuedWorkStore(Protocol):
+    """Work that no user said (laws K, W)."""
+
+    async def enqueue_queued_work(self, draft: QueuedWorkBatchDraft) -> QueuedWorkBatch: ...
+    async def claim_leading_ready_session_command(
+        self, session_id: str, fence: SessionExecutionLeaseFence
+    ) -> QueuedWorkClaim | None: ...
+    async def claim_ready_queued_work(
+        self,
+        session_id: str,
+        fence: SessionExecutionLeaseFence,
+        *,
+        boundary: QueuedWorkClaimBoundary,
+        max_batches: int,
+    ) -> QueuedWorkClaim | None: ...
+    async def claim_ready_queued_work_by_batch_ids(
+        self,
+        session_id: str,
+        fence: SessionExecutionLeaseFence,
+        *,
+        boundary: QueuedWorkClaimBoundary,
+        batch_ids: Sequence[str],
+    ) -> QueuedWorkClaim | None: ...
+    async def renew_queued_work_claim(self, claim: QueuedWorkClaim) -> QueuedWorkClaim: ...
+    async def abandon_queued_work_claim(self, claim: QueuedWorkClaim) -> None: ...
+    async def cancel_queued_work_batch(self, session_id: str, batch_id: str) -> QueuedWorkBatch | None: ...
+    async def list_queued_work(self, session_id: str) -> list[QueuedWorkBatch]: ...
+    async def list_pending_queued_work(self, session_id: str) -> list[QueuedWorkBatch]: ...
+
+
+@runtime_checkable
+class StoreMaintenance(Protocol):
+    """Levers that the host pulls (laws M, G5). Nodes and vacuum: this session; collection: the whole database."""
+
+    async def tombstone_nodes(self, node_ids: Sequence[str]) -> None: ...
+    async def vacuum(
+        self, *, evidence_older_than_ms: int | None = None, receipts_older_than_ms: int | None = None
+    ) -> VacuumReport: ...
+    async def gc_unreachable(self, *, keep_revisions: int = 1) -> GcReport: ...
+
+
+@runtime_checkable
+class RuntimePersistence(
+    SessionCommitStore, SessionExecutionLeaseStore, TurnInputStore, QueuedWorkStore, StoreMaintenance, Protocol
+):
+    """All five capabilities over one transactional domain."""
+
+
+@runtime_checkable
+class SessionStoreFactory(Protocol):
+    """Creates, opens, lists and deletes the sessions of one database (law M3)."""
+
+    durability_tier: DurabilityTier
+
+    async def create_store(self, request: SessionStoreCreateRequest) -> RuntimePersistence: ...
+    async def open_existing_store(self, request: SessionStoreCreateRequest) -> RuntimePersistence | None: ...
+    async def delete_session(self, session_id: str) -> None: ...
+    async def list_sessions(
+        self, *, limit: int = 100, cursor: str | None = None, filters: SessionFilter | None = None
+    ) -> SessionPage: ...
+
+
+@runtime_checkable
+class AttachmentStore(Protocol):
+    """Content-addressed bytes (laws A1, A5)."""
+
+    persistence: AttachmentPersistence
+
+    async def put(self, data: bytes) -> str: ...
+    async def get(self, attachment_id: str) -> bytes: ...
+    async def delete(self, attachment_id: str) -> None: ...
+    async def list(self) -> Sequence[str]: ...
+
+
+@runtime_checkable
+class ProcessExecutionEnvStore(Protocol):
+    """Immutable environments by reference (law E1)."""
+
+    durability_tier: DurabilityTier
+
+    async def put_process_execution_env(self, ref: str, data: bytes) -> None: ...
+    async def get_process_execution_env(self, ref: str) -> bytes | None: ...

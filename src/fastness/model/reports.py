@@ -1,0 +1,51 @@
+"""Reports of maintenance: every count is what that call did (law M5)."""
+
+from __future__ import annotations
+
+from fastness.model.base import Value
+
+
+class GcReport(Value, frozen=True):
+    """What a collection of blobs did. ``root_count`` counts the checkpoints that were read as roots."""
+
+    root_count: int
+    retained_blob_count: int
+    deleted_blob_count: int
+    deleted_byte_count: int = 0
+
+
+class VacuumReport(Value, frozen=True):
+    """What a vacuum of one session removed."""
+
+    removed_node_count: int
+    removed_pending_turn_input_tombstone_count: int
+    removed_queue_evidence_count: int
+    removed_receipt_count: int
+
+
+class AttachmentReclamationReport(Value, frozen=True):
+    """What a sweep of attachments did. ``skipped_count`` are those that somebody holds again."""
+
+    scanned_intent_count: int
+    reclaimed_count: int
+    skipped_count: int = 0
+
+
+class CheckFinding(Value, frozen=True):
+    """One fault that a verification found. ``rule`` is a short stable word; ``session_id`` None: the whole database."""
+
+    rule: str
+    session_id: str | None
+    detail: str
+
+
+class CheckReport(Value, frozen=True):
+    """What a verification of the whole database looked at and found."""
+
+    session_count: int
+    node_count: int
+    commit_count: int
+    blob_count: int
+    pending_input_count: int
+    queued_batch_count: int
+    findings: tuple[CheckFinding, ...] = ()

@@ -1,0 +1,245 @@
+"""The tables, in the form that a fresh database gets. ``migrations`` numbers how they came to be.
+
+What belongs to a session carries its surrogate key ``sid`` first. ``sid`` is never reused, so that a handle that was
+opened before a deletion cannot touch a session of the same name (law M3). Only the session directory, blobs and the
+attachment directory are shared between sessions.
+
+Pending input and work live in tables of their own; what is settled moves to the evidence tables, so that a claim never
+pays for history. The lane is a small row without an index on anything that a renewal changes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Types(NamedTuple):
+    """What a dialect calls the types that differ. ``identity`` is an integer key that is never reused."""
+
+    identity: str
+    integer: str
+    blob: str
+    suffix: str
+
+
+SQLITE_TYPES = Types("integer primary key autoincrement", "integer", "blob", " strict")
+
+_TABLES = (
+    # The directory. meta and config are JSON records; meta is null until somebody gave it (law M3).
+    """create table session (
+    sid {identity},
+    session_id text not null unique,
+    created_ms {integer} not null,
+    parent_session_id text,
+    meta text,
+    config text
+){suffix}""",
+    "create index session_parent on session (parent_session_id) where parent_session_id is not null",
+    # The lane: locked first by every operation that writes. lease_token is null while it is free.
+    # admission_seq and fencing_token are the last ones drawn.
+    """create table lane (
+    sid {integer} not null primary key,
+    admission_seq {integer} not null default 0,
+    fencing_token {integer} not null default 0,
+    owner_id text,
+    incarnation_id text,
+    liveness text,
+    lease_token text,
+    claimed_ms {integer} not null default 0,
+    expires_ms {integer} not null default 0
+){suffix}""",
+    # Where the session stands; there is no row before the first commit. next_seq is the seq of the next node.
+    """create table head (
+    sid {integer} not null primary key,
+    revision {integer} not null,
+    leaf_node_id text,
+    node_count {integer} not null,
+    next_seq {integer} not null,
+    config text not null,
+    agent_frame_id text,
+    checkpoint_ref text,
+    updated_ms {integer} not null
+){suffix}""",
+    # body is the whole SessionNodeRecord; parent_seq is there so that a path is walked over integers.
+    """create table node (
+    sid {integer} not null,
+    seq {integer} not null,
+    node_id text not null,
+    parent_seq {integer},
+    tombstoned {integer} not null default 0,
+    body text not null
+){suffix}""",
+    "create unique index node_by_seq on node (sid, seq)",
+    "create unique index node_by_id on node (sid, node_id)",
+    "create index node_tombstoned on node (sid) where tombstoned = 1",
+    """create table agent_frame (
+    sid {integer} not null,
+    frame_id text not null,
+    seq {integer} not null,
+    body text not null,
+    primary key (sid, frame_id)
+){suffix}""",
+    """create table token_usage (
+    sid {integer} not null,
+    source text not null,
+    model text not null,
+    input_tokens {integer} not null,
+    output_tokens {integer} not null,
+    cache_read_tokens {integer} not null,
+    cache_write_tokens {integer} not null,
+    reasoning_output_tokens {integer} not null,
+    primary key (sid, source, model)
+){suffix}""",
+    # Receipts and history in one: every revision has a row. A receipt is a row with a turn_hash.
+    """create table commit_log (
+    sid {integer} not null,
+    revision {integer} not null,
+    kind text not null,
+    turn_id text,
+    turn_hash text,
+    leaf_node_id text,
+    checkpoint_ref text,
+    committed_ms {integer} not null,
+    result text,
+    primary key (sid, revision)
+){suffix}""",
+    "create unique index commit_log_receipt on commit_log (sid, turn_id) where turn_hash is not null",
+    # Content addressed, shared by all sessions.
+    """create table blob (
+    ref text not null primary key,
+    body {blob} not null
+){suffix}""",
+    # Who needs a blob: the head ('head') or a frame ('frame:<id>') of a session. until_revision is null while it does,
+    # else the first revision that did without.
+    """create table blob_holder (
+    sid {integer} not null,
+    holder text not null,
+    ref text not null references blob (ref),
+    until_revision {integer},
+    primary key (sid, holder, ref)
+){suffix}""",
+    "create index blob_holder_ref on blob_holder (ref)",
+    # Input that waits or is claimed. body is the draft as submitted. admission_token is the lane's live fencing token
+    # at admission (0: free). claim_id is null while nobody was granted the row, claim_token the greatest grant so far;
+    # lane_token and lease_token name the lease it was granted under. turn_id and min_boundary are null for next-turn
+    # input.
+    """create table turn_input (
+    sid {integer} not null,
+    seq {integer} not null,
+    input_id text not null,
+    source_key text,
+    state text not null,
+    turn_id text,
+    min_boundary text,
+    admission_token {integer} not null,
+    enqueued_ms {integer} not null,
+    body text not null,
+    claim_id text,
+    claim_token {integer} not null default 0,
+    lane_token {integer} not null default 0,
+    lease_token text
+){suffix}""",
+    "create unique index turn_input_by_seq on turn_input (sid, seq)",
+    "create unique index turn_input_by_id on turn_input (sid, input_id)",
+    "create unique index turn_input_by_key on turn_input (sid, source_key) where source_key is not null",
+    "create index turn_input_by_claim on turn_input (sid, claim_id) where claim_id is not null",
+    # Input that was completed or cancelled, kept so that a source key stays bound.
+    """create table turn_input_evidence (
+    sid {integer} not null,
+    seq {integer} not null,
+    input_id text not null,
+    source_key text,
+    state text not null,
+    enqueued_ms {integer} not null,
+    settled_ms {integer} not null,
+    body text not null,
+    primary key (sid, input_id)
+){suffix}""",
+    (
+        "create unique index turn_input_evidence_by_key on turn_input_evidence (sid, source_key)"
+        " where source_key is not null"
+    ),
+    # Work that waits or is claimed. merge_key is JSON, body the draft as submitted; claims as in turn_input.
+    """create table queued_work (
+    sid {integer} not null,
+    seq {integer} not null,
+    batch_id text not null,
+    source_key text,
+    work_class text not null,
+    delivery_policy text not null,
+    slot_policy text not null,
+    merge_key text not null,
+    available_ms {integer} not null,
+    enqueued_ms {integer} not null,
+    body text not null,
+    claim_id text,
+    claim_token {integer} not null default 0,
+    lane_token {integer} not null default 0,
+    lease_token text
+){suffix}""",
+    "create unique index queued_work_by_seq on queued_work (sid, seq)",
+    "create unique index queued_work_by_id on queued_work (sid, batch_id)",
+    "create unique index queued_work_by_key on queued_work (sid, source_key) where source_key is not null",
+    "create index queued_work_by_claim on queued_work (sid, claim_id) where claim_id is not null",
+    """create table queued_work_evidence (
+    sid {integer} not null,
+    seq {integer} not null,
+    batch_id text not null,
+    source_key text,
+    state text not null,
+    enqueued_ms {integer} not null,
+    settled_ms {integer} not null,
+    body text not null,
+    primary key (sid, batch_id)
+){suffix}""",
+    (
+        "create unique index queued_work_evidence_by_key on queued_work_evidence (sid, source_key)"
+        " where source_key is not null"
+    ),
+    # The manifest: which session may read and refers to which content. committed is 0 for an intent.
+    """create table attachment (
+    sid {integer} not null,
+    attachment_id text not null,
+    committed {integer} not null,
+    recorded_ms {integer} not null,
+    reference text not null,
+    primary key (sid, attachment_id)
+){suffix}""",
+    "create index attachment_by_content on attachment (attachment_id)",
+    "create index attachment_intent on attachment (recorded_ms) where committed = 0",
+    # What deleted sessions held: a sweep treats it as intents.
+    """create table attachment_release (
+    attachment_id text not null,
+    session_id text not null,
+    released_ms {integer} not null,
+    primary key (attachment_id, session_id)
+){suffix}""",
+    "create index attachment_release_time on attachment_release (released_ms)",
+    # Content that a sweep is deleting right now; the mark lapses by itself.
+    """create table attachment_mark (
+    attachment_id text not null primary key,
+    sweep_id text not null,
+    lapses_ms {integer} not null
+){suffix}""",
+)
+
+SESSION_TABLES = (
+    "lane",
+    "head",
+    "node",
+    "agent_frame",
+    "token_usage",
+    "commit_log",
+    "blob_holder",
+    "turn_input",
+    "turn_input_evidence",
+    "queued_work",
+    "queued_work_evidence",
+    "attachment",
+)
+"""Every table whose rows belong to one session, by ``sid``: a deletion empties all of them (law M3)."""
+
+
+def create_tables(types: Types) -> tuple[str, ...]:
+    """Give the statements that make the tables in a dialect."""
+    return tuple(ddl.format(**types._asdict()) for ddl in _TABLES)
