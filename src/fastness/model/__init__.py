@@ -89,6 +89,7 @@ from fastness.model.reports import (
     CheckFinding,
     CheckReport,
     GcReport,
+    MaintenancePreview,
     VacuumReport,
 )
 from fastness.model.session import (
@@ -170,7 +171,6 @@ from fastness.model.turn_input import (
 )
 
 __all__ = [
-    "RECORD_VERSION",
     "Acquired",
     "ActivePath",
     "ActiveTurn",
@@ -214,6 +214,7 @@ __all__ = [
     "LeaseOwnerLiveness",
     "LeaseTimings",
     "LocalProcess",
+    "MaintenancePreview",
     "MergeKey",
     "Message",
     "MessageOrigin",
@@ -255,6 +256,7 @@ __all__ = [
     "QueuedWorkItem",
     "QueuedWorkPayload",
     "QueuedWorkStore",
+    "RECORD_VERSION",
     "ReasoningPart",
     "Record",
     "ReplaceFull",

@@ -39,7 +39,7 @@ class AttachmentManifestEntry(Value, frozen=True):
 
 
 class AttachmentReclaimGrant(Value, frozen=True):
-    """What a sweep may delete now. The whole grant goes to ``finish_reclaim``; the mark lapses at ``lapses_at_epoch_ms``."""
+    """What a sweep may delete now. All of it goes to ``finish_reclaim``; the mark lapses at ``lapses_at_epoch_ms``."""
 
     sweep_id: str
     attachment_ids: tuple[str, ...]

@@ -31,6 +31,17 @@ class AttachmentReclamationReport(Value, frozen=True):
     skipped_count: int = 0
 
 
+class MaintenancePreview(Value, frozen=True):
+    """What a vacuum of every session and a collection of blobs would remove now."""
+
+    tombstoned_node_count: int
+    turn_input_evidence_count: int
+    queue_evidence_count: int
+    receipt_count: int
+    unreachable_blob_count: int
+    unreachable_byte_count: int
+
+
 class CheckFinding(Value, frozen=True):
     """One fault that a verification found. ``rule`` is a short stable word; ``session_id`` None: the whole database."""
 

@@ -133,16 +133,17 @@ _TABLES = (
     min_boundary text,
     admission_token {integer} not null,
     enqueued_ms {integer} not null,
-    body text not null,
     claim_id text,
     claim_token {integer} not null default 0,
     lane_token {integer} not null default 0,
-    lease_token text
+    lease_token text,
+    body text not null
 ){suffix}""",
     "create unique index turn_input_by_seq on turn_input (sid, seq)",
     "create unique index turn_input_by_id on turn_input (sid, input_id)",
     "create unique index turn_input_by_key on turn_input (sid, source_key) where source_key is not null",
     "create index turn_input_by_claim on turn_input (sid, claim_id) where claim_id is not null",
+    "create index turn_input_by_turn on turn_input (sid, turn_id, seq) where turn_id is not null",
     # Input that was completed or cancelled, kept so that a source key stays bound.
     """create table turn_input_evidence (
     sid {integer} not null,
@@ -171,11 +172,11 @@ _TABLES = (
     merge_key text not null,
     available_ms {integer} not null,
     enqueued_ms {integer} not null,
-    body text not null,
     claim_id text,
     claim_token {integer} not null default 0,
     lane_token {integer} not null default 0,
-    lease_token text
+    lease_token text,
+    body text not null
 ){suffix}""",
     "create unique index queued_work_by_seq on queued_work (sid, seq)",
     "create unique index queued_work_by_id on queued_work (sid, batch_id)",
@@ -219,6 +220,7 @@ _TABLES = (
     """create table attachment_mark (
     attachment_id text not null primary key,
     sweep_id text not null,
+    marked_ms {integer} not null,
     lapses_ms {integer} not null
 ){suffix}""",
 )

@@ -1,0 +1,40 @@
+# Each target sets up what it needs: python3 with venv and make are all that a fresh machine has to have.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help venv demo test lint types layers size bench clean
+
+help: ## show this help
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+
+venv: $(READY) ## make the virtual environment with everything that development needs
+
+$(READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+demo: $(READY) ## replay conversations in several processes, kill some, and see that nothing was lost (INPUT=file)
+	$(BIN)/python demo/run.py $(if $(INPUT),--input '$(INPUT)') $(if $(DATABASE),--database '$(DATABASE)')
+
+test: $(READY) ## run the whole test suite
+	$(BIN)/python -m pytest
+
+lint: $(READY) ## ruff, docstrings, layering, size limits
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/interrogate --quiet src
+	$(BIN)/lint-imports
+	$(BIN)/python tools/sizes.py
+
+types: $(READY) ## mypy, strict
+	$(BIN)/mypy
+
+bench: $(READY) ## measure against the limits; writes bench/RESULTS.md and bench/results.json
+	$(BIN)/python bench/run.py
+
+clean: ## remove what was made here
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

@@ -1,0 +1,205 @@
+"""The settlement of a turn: from the facts under the lane's lock to what is written, or to the error (laws C1 to C14)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from fastness.decide import lane as lane_rules
+from fastness.decide import queued_work, turn_input
+from fastness.decide.commit_input import CheckpointInput, CommitInput, check_usage_totals
+from fastness.decide.graph import KnownNode, PlacedNode, place
+from fastness.decide.lane import LaneFacts
+from fastness.errors import (
+    AttachmentNotInManifestError,
+    GraphInvalidError,
+    HeadRevisionConflictError,
+    SessionBindingMismatchError,
+    TurnCommitConflictError,
+    UnknownBlobRefError,
+)
+from fastness.model.checkpoint import BlobRef, TokenUsage
+from fastness.model.commit import RuntimeCommit, RuntimeCommitResult, RuntimeTurnCommitStamp
+from fastness.model.graph import ReplaceFull
+
+
+class Receipt(msgspec.Struct, frozen=True):
+    """What the turn id of the stamp was settled as."""
+
+    turn_hash: str
+    result: RuntimeCommitResult
+
+
+class HeadFacts(msgspec.Struct, frozen=True):
+    """The head's row. ``config_body`` is the JSON record."""
+
+    revision: int
+    leaf_node_id: str | None
+    node_count: int
+    next_seq: int
+    config_body: str
+    agent_frame_id: str | None
+    checkpoint_ref: str | None
+
+
+class CommitFacts(msgspec.Struct, frozen=True):
+    """What the database says about a commit, read after the lane was locked.
+
+    ``head`` is None before the first commit; ``known`` are the stored nodes among the ids the commit names, ``frames`` the
+    stored frames among those, ``held`` the blobs that each holder (``head``, ``frame:<id>``) of the session needs.
+    """
+
+    lane: LaneFacts | None
+    receipt: Receipt | None
+    head: HeadFacts | None
+    initial_config_body: str | None
+    known: Mapping[str, KnownNode]
+    frames: frozenset[str]
+    held: Mapping[str, frozenset[str]]
+    usage: Mapping[tuple[str, str], TokenUsage]
+    input_rows: Sequence[turn_input.HeldInput]
+    work_rows: Sequence[queued_work.HeldWork]
+    manifest: frozenset[str]
+
+
+class Replay(msgspec.Struct, frozen=True):
+    """The turn was settled before: nothing is written, but the lane may still have to be released (law C3)."""
+
+    result: RuntimeCommitResult
+    releases: bool
+
+
+class Settlement(msgspec.Struct, frozen=True):
+    """Everything that a commit writes."""
+
+    lane: LaneFacts
+    result: RuntimeCommitResult
+    first: bool
+    replaces: bool
+    placed: Sequence[PlacedNode]
+    node_count: int
+    next_seq: int
+    config_body: str
+    agent_frame_id: str | None
+    blobs_gained: tuple[str, ...]
+    blobs_dropped: tuple[str, ...]
+    frame_blobs: Mapping[str, frozenset[str]]
+    usage: Mapping[tuple[str, str], TokenUsage]
+    releases: bool
+
+
+EMPTY_HEAD = HeadFacts(0, None, 0, 1, '{"v":1}', None, None)
+"""What a session stands on before its first commit."""
+
+
+def settle(bound_session_id: str, given: CommitInput, facts: CommitFacts) -> Settlement | Replay:
+    """Decide a commit. The checks run in the order of law C7; the first that fails is the error."""
+    commit = given.commit
+    if commit.session_id != bound_session_id:
+        raise SessionBindingMismatchError(bound_session_id, commit.session_id)
+    if commit.turn_commit is not None:
+        replay = _replay(commit, commit.turn_commit, facts)
+        if replay is not None:
+            return replay
+    lane = lane_rules.require_live(facts.lane, commit.session_id, commit.session_execution_lease)
+    revision = None if facts.head is None else facts.head.revision
+    if commit.expected_head_revision != revision:
+        raise HeadRevisionConflictError(commit.session_id, commit.expected_head_revision, revision)
+    turn_input.require_owned(commit.session_id, commit.completed_turn_input_claims, facts.input_rows, lane)
+    queued_work.require_owned(commit.session_id, commit.completed_queue_claims, facts.work_rows, lane)
+    return _settlement(given, facts, lane, facts.head or EMPTY_HEAD)
+
+
+def _replay(commit: RuntimeCommit, stamp: RuntimeTurnCommitStamp, facts: CommitFacts) -> Replay | None:
+    if stamp.session_id != commit.session_id:
+        recorded = facts.receipt.turn_hash if facts.receipt else ""
+        raise TurnCommitConflictError(stamp.session_id, stamp.turn_id, recorded, stamp.turn_commit_hash)
+    receipt = facts.receipt
+    if receipt is None:
+        return None
+    if receipt.turn_hash != stamp.turn_commit_hash:
+        raise TurnCommitConflictError(commit.session_id, stamp.turn_id, receipt.turn_hash, stamp.turn_commit_hash)
+    return Replay(msgspec.structs.replace(receipt.result, replayed=True), _releases(commit, facts.lane))
+
+
+def _releases(commit: RuntimeCommit, lane: LaneFacts | None) -> bool:
+    release = commit.release_session_execution_lease
+    return release is not None and lane is not None and lane_rules.names_lease(lane, release)
+
+
+def _settlement(given: CommitInput, facts: CommitFacts, lane: LaneFacts, head: HeadFacts) -> Settlement:
+    commit = given.commit
+    replaces = isinstance(commit.graph, ReplaceFull)
+    placed = place(commit.session_id, given.nodes, given.leaf_node_id, facts.known, head.next_seq, replaces=replaces)
+    _require_frames(given, facts.frames)
+    gained, dropped = _head_blobs(commit.session_id, given.checkpoint, facts.held.get("head", frozenset()))
+    frame_blobs = _frame_blobs(given, facts, head)
+    for attachment_id in commit.committed_attachment_ids:
+        if attachment_id not in facts.manifest:
+            raise AttachmentNotInManifestError(commit.session_id, attachment_id)
+    usage = {key: facts.usage.get(key, TokenUsage()) + delta for key, delta in given.usage.items()}
+    check_usage_totals(usage)
+    checkpoint_ref = given.checkpoint.manifest_ref if given.checkpoint else head.checkpoint_ref
+    result = RuntimeCommitResult(
+        head_revision=head.revision + 1,
+        checkpoint_ref=None if checkpoint_ref is None else BlobRef(checkpoint_ref),
+        manifest=given.checkpoint.manifest if given.checkpoint else None,
+        leaf_node_id=given.leaf_node_id,
+    )
+    config_body = given.config_body
+    if config_body is None:
+        config_body = head.config_body if facts.head is not None else facts.initial_config_body or head.config_body
+    return Settlement(
+        lane=lane,
+        result=result,
+        first=facts.head is None,
+        replaces=replaces,
+        placed=placed,
+        node_count=len(placed) + (0 if replaces else head.node_count),
+        next_seq=head.next_seq + len(placed),
+        config_body=config_body,
+        agent_frame_id=commit.current_agent_frame_id or head.agent_frame_id,
+        blobs_gained=gained,
+        blobs_dropped=dropped,
+        frame_blobs=frame_blobs,
+        usage=usage,
+        releases=_releases(commit, lane),
+    )
+
+
+def _require_frames(given: CommitInput, stored: frozenset[str]) -> None:
+    for frame_id in given.frame_ids_to_look_up():
+        if frame_id not in stored:
+            detail = f"frame {frame_id!r} is not there; bring it along in agent_frames"
+            raise GraphInvalidError(given.commit.session_id, "unknown_frame", frame_id, detail)
+
+
+def _head_blobs(
+    session_id: str, checkpoint: CheckpointInput | None, held: frozenset[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Which blobs the head gains and drops. A session may carry by reference only what its head holds (law A3)."""
+    if checkpoint is None:
+        return (), ()
+    for ref in checkpoint.carried:
+        if ref not in held and ref not in checkpoint.contents:
+            raise UnknownBlobRefError(session_id, ref)
+    wanted = checkpoint.refs()
+    return tuple(sorted(wanted - held)), tuple(sorted(held - wanted))
+
+
+def _frame_blobs(given: CommitInput, facts: CommitFacts, head: HeadFacts) -> dict[str, frozenset[str]]:
+    """Which blobs each frame of the commit keeps: those of the checkpoint that it started from."""
+    kept: dict[str, frozenset[str]] = {}
+    for frame in given.commit.agent_frames:
+        if frame.checkpoint_ref is None:
+            continue
+        ref = frame.checkpoint_ref.sha256
+        holder = f"frame:{frame.frame_id}"
+        if given.checkpoint is not None and ref == given.checkpoint.manifest_ref:
+            kept[holder] = given.checkpoint.refs()
+        elif ref == head.checkpoint_ref:
+            kept[holder] = facts.held.get("head", frozenset())
+        elif ref not in facts.held.get(holder, frozenset()):
+            raise UnknownBlobRefError(given.commit.session_id, ref)
+    return kept

@@ -1,0 +1,250 @@
+"""What a commit is before it meets the database: checked against the limits (law B1), encoded and hashed.
+
+All of this happens outside the transaction, so that the writer is held for facts, decision and writes only.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from fastness.decide.limits import (
+    check_batch_draft,
+    check_budget,
+    check_count,
+    check_id,
+    check_input_draft,
+    check_optional_id,
+)
+from fastness.errors import InvalidInputError
+from fastness.model.base import encode, encode_checked, sha256_hex
+from fastness.model.checkpoint import (
+    BlobRef,
+    HydratedSessionCheckpoint,
+    PersistedTurnState,
+    SessionCheckpoint,
+    TokenLedgerEntry,
+    TokenUsage,
+)
+from fastness.model.commit import OutboxInput, OutboxWork, RuntimeCommit, RuntimeTurnCommitStamp
+from fastness.model.graph import Append, ReplaceFull, SessionGraph, Unchanged
+from fastness.model.lease import SessionExecutionLeaseCompletion, SessionExecutionLeaseFence
+from fastness.model.queued_work import QueuedWorkCompletion
+from fastness.model.session import AgentFrameRecord, PersistedSessionConfig
+from fastness.model.transcript import SessionNodeRecord
+from fastness.model.turn_hash import introduced_nodes, leaf_of
+from fastness.model.turn_input import TurnInputCompletion
+
+MAX_TIMESTAMP_BYTES = 64
+
+
+class CheckpointInput(msgspec.Struct, frozen=True):
+    """A checkpoint ready to be stored: its manifest, the content that came with it, and what it carries by reference."""
+
+    manifest: SessionCheckpoint
+    manifest_ref: str
+    contents: dict[str, bytes]
+    carried: tuple[str, ...]
+
+    def refs(self) -> frozenset[str]:
+        """All blobs that the head holds once this checkpoint is its own."""
+        return frozenset((self.manifest_ref, *(ref.sha256 for ref in self.manifest.blob_refs())))
+
+
+class CommitInput(msgspec.Struct, frozen=True):
+    """A commit with everything encoded. ``node_bodies`` and ``frame_bodies`` are in the order of the commit's values."""
+
+    commit: RuntimeCommit
+    nodes: tuple[SessionNodeRecord, ...]
+    node_bodies: list[str]
+    leaf_node_id: str | None
+    config_body: str | None
+    frame_bodies: list[str]
+    checkpoint: CheckpointInput | None
+    usage: dict[tuple[str, str], TokenUsage]
+
+    def node_ids_to_look_up(self) -> list[str]:
+        """The ids that decide whether the graph may change so: new ones, and parents and leaf that exist already."""
+        ids = {node.node_id for node in self.nodes}
+        if not isinstance(self.commit.graph, ReplaceFull):
+            ids.update(node.parent_node_id for node in self.nodes if node.parent_node_id is not None)
+            if self.leaf_node_id is not None:
+                ids.add(self.leaf_node_id)
+        return list(ids)
+
+    def frame_ids_to_look_up(self) -> list[str]:
+        """The frames that this commit refers to and does not bring along."""
+        ids = {node.agent_frame_id for node in self.nodes}
+        ids.add(self.commit.current_agent_frame_id)
+        ids.update(frame.previous_frame_id for frame in self.commit.agent_frames)
+        ids -= {frame.frame_id for frame in self.commit.agent_frames}
+        return [frame_id for frame_id in ids if frame_id is not None]
+
+
+def prepare(commit: RuntimeCommit, budget_bytes: int) -> CommitInput:
+    """Check and encode a commit. Raises ``InvalidInputError``; it looks at nothing but the commit."""
+    _check_shape(commit)
+    nodes = introduced_nodes(commit.graph)
+    for node in nodes:
+        _check_node(node)
+    for frame in commit.agent_frames:
+        _check_frame(frame)
+    node_bodies = [encode_checked(node).decode() for node in nodes]
+    frame_bodies = [encode_checked(frame).decode() for frame in commit.agent_frames]
+    checkpoint = None if commit.checkpoint is None else _checkpoint(commit.checkpoint)
+    size = sum(map(len, node_bodies)) + sum(map(len, frame_bodies)) + sum(len(encode(entry)) for entry in commit.outbox)
+    if checkpoint is not None:
+        size += sum(map(len, checkpoint.contents.values()))
+    check_budget(size, budget_bytes)
+    return CommitInput(
+        commit,
+        nodes,
+        node_bodies,
+        leaf_of(commit.graph),
+        None if commit.config is None else encode_checked(commit.config).decode(),
+        frame_bodies,
+        checkpoint,
+        _usage(commit.usage_deltas),
+    )
+
+
+_SHAPE: tuple[tuple[str, tuple[type, ...]], ...] = (
+    ("session_execution_lease", (SessionExecutionLeaseFence, type(None))),
+    ("release_session_execution_lease", (SessionExecutionLeaseCompletion, type(None))),
+    ("config", (PersistedSessionConfig, type(None))),
+    ("graph", (Unchanged, Append, ReplaceFull)),
+    ("checkpoint", (HydratedSessionCheckpoint, type(None))),
+    ("turn_commit", (RuntimeTurnCommitStamp, type(None))),
+)
+_LISTS: tuple[tuple[str, tuple[type, ...]], ...] = (
+    ("agent_frames", (AgentFrameRecord,)),
+    ("usage_deltas", (TokenLedgerEntry,)),
+    ("completed_queue_claims", (QueuedWorkCompletion,)),
+    ("completed_turn_input_claims", (TurnInputCompletion,)),
+    ("committed_attachment_ids", (str,)),
+    ("outbox", (OutboxInput, OutboxWork)),
+)
+
+
+def _check_shape(commit: RuntimeCommit) -> None:
+    if not isinstance(commit, RuntimeCommit):
+        raise InvalidInputError("commit", f"must be a RuntimeCommit, not {type(commit).__name__}")
+    for name, kinds in _SHAPE:
+        if not isinstance(getattr(commit, name), kinds):
+            raise InvalidInputError(f"commit.{name}", f"must be {_names(kinds)}")
+    for name, kinds in _LISTS:
+        values = getattr(commit, name)
+        if not isinstance(values, tuple | list) or not all(isinstance(value, kinds) for value in values):
+            raise InvalidInputError(f"commit.{name}", f"must be a tuple of {_names(kinds)}")
+    check_id("commit.session_id", commit.session_id)
+    if commit.expected_head_revision is not None:
+        check_count("commit.expected_head_revision", commit.expected_head_revision)
+    if commit.turn_commit is not None:
+        check_id("turn_commit.turn_id", commit.turn_commit.turn_id)
+        check_id("turn_commit.turn_commit_hash", commit.turn_commit.turn_commit_hash)
+    check_optional_id("commit.interrupted_turn_input_turn_id", commit.interrupted_turn_input_turn_id)
+    check_optional_id("commit.current_agent_frame_id", commit.current_agent_frame_id)
+    for attachment_id in commit.committed_attachment_ids:
+        check_id("commit.committed_attachment_ids", attachment_id)
+    _check_graph(commit.graph)
+    for entry in commit.outbox:
+        if isinstance(entry, OutboxInput):
+            check_input_draft(entry.draft)
+        else:
+            check_batch_draft(entry.draft)
+
+
+def _names(kinds: tuple[type, ...]) -> str:
+    return " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+
+
+def _check_graph(delta: Unchanged | Append | ReplaceFull) -> None:
+    if isinstance(delta, ReplaceFull) and not isinstance(delta.graph, SessionGraph):
+        raise InvalidInputError("commit.graph", "must replace by a SessionGraph")
+    nodes = introduced_nodes(delta)
+    if not isinstance(nodes, tuple | list) or not all(isinstance(node, SessionNodeRecord) for node in nodes):
+        raise InvalidInputError("commit.graph.nodes", "must be a tuple of SessionNodeRecord")
+    check_optional_id("leaf_node_id", leaf_of(delta))
+
+
+def _check_node(node: SessionNodeRecord) -> None:
+    check_id("node_id", node.node_id)
+    check_optional_id("parent_node_id", node.parent_node_id)
+    check_optional_id("node.caused_by", node.caused_by)
+    check_optional_id("node.agent_frame_id", node.agent_frame_id)
+    _check_timestamp("node.timestamp", node.timestamp)
+    message = node.message
+    if message is not None:
+        check_id("message.id", message.id)
+
+
+def _check_frame(frame: AgentFrameRecord) -> None:
+    check_id("frame_id", frame.frame_id)
+    check_optional_id("previous_frame_id", frame.previous_frame_id)
+    _check_timestamp("frame.started_at", frame.started_at)
+
+
+def _check_timestamp(what: str, value: object) -> None:
+    check_id(what, value)
+    if isinstance(value, str) and len(value) > MAX_TIMESTAMP_BYTES:
+        raise InvalidInputError(what, f"must be an RFC 3339 time of at most {MAX_TIMESTAMP_BYTES} characters")
+
+
+def _usage(deltas: tuple[TokenLedgerEntry, ...]) -> dict[tuple[str, str], TokenUsage]:
+    """Add up the deltas per (source, model), and refuse what is no count."""
+    total: dict[tuple[str, str], TokenUsage] = {}
+    for entry in deltas:
+        check_id("usage.source", entry.source)
+        check_id("usage.model", entry.model)
+        _check_usage("usage", entry.usage)
+        key = (entry.source, entry.model)
+        total[key] = total[key] + entry.usage if key in total else entry.usage
+    return total
+
+
+def _check_usage(what: str, usage: object) -> None:
+    if not isinstance(usage, TokenUsage):
+        raise InvalidInputError(what, "must be a TokenUsage")
+    for counter in usage.__struct_fields__:
+        check_count(f"{what}.{counter}", getattr(usage, counter))
+
+
+def check_usage_totals(totals: dict[tuple[str, str], TokenUsage]) -> None:
+    """Refuse totals that a 63-bit counter cannot hold, before they could wrap."""
+    for usage in totals.values():
+        _check_usage("usage total", usage)
+
+
+def _checkpoint(hydrated: HydratedSessionCheckpoint) -> CheckpointInput:
+    state = hydrated.turn_state
+    if not isinstance(state, PersistedTurnState):
+        raise InvalidInputError("checkpoint.turn_state", "must be a PersistedTurnState")
+    check_count("turn_state.turn_index", state.turn_index)
+    _check_usage("turn_state.token_usage", state.token_usage)
+    if state.last_prompt_usage is not None:
+        _check_usage("turn_state.last_prompt_usage", state.last_prompt_usage)
+    contents: dict[str, bytes] = {}
+    carried: list[str] = []
+    manifest = SessionCheckpoint(
+        state,
+        _part("tool_state", hydrated.tool_state, contents, carried),
+        _part("plugin_snapshot", hydrated.plugin_snapshot, contents, carried),
+        _part("execution_state", hydrated.execution_state, contents, carried),
+    )
+    body = encode_checked(manifest)
+    manifest_ref = sha256_hex(body)
+    contents[manifest_ref] = body
+    return CheckpointInput(manifest, manifest_ref, contents, tuple(carried))
+
+
+def _part(name: str, part: object, contents: dict[str, bytes], carried: list[str]) -> BlobRef | None:
+    if part is None:
+        return None
+    if isinstance(part, BlobRef):
+        check_id(f"checkpoint.{name}", part.sha256)
+        carried.append(part.sha256)
+        return part
+    if not isinstance(part, bytes):
+        raise InvalidInputError(f"checkpoint.{name}", "must be bytes, a BlobRef or None")
+    ref = sha256_hex(part)
+    contents[ref] = part
+    return BlobRef(ref)

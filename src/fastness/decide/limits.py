@@ -1,0 +1,341 @@
+"""What the store takes from outside, and what it refuses before anything is written (law B1).
+
+Struct fields are not checked when a value is built, so every value that comes from outside passes here once. Whatever
+breaks a limit, a wrong type included, is an ``InvalidInputError`` that names the field; a value that passes can be
+bound to a statement and encoded. Content (text of items, foreign JSON) is only checked for being what it says: it may
+be long and may contain NUL. Nothing here knows what the database holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar, get_args
+
+import msgspec
+
+from fastness.decide.queued_work import class_of
+from fastness.errors import InvalidInputError
+from fastness.model.attachments import AttachmentRef
+from fastness.model.base import Value, encode
+from fastness.model.checkpoint import CheckpointKind
+from fastness.model.lease import (
+    LeaseOwnerIdentity,
+    LocalProcess,
+    Opaque,
+    SessionExecutionLeaseCompletion,
+    SessionExecutionLeaseFence,
+)
+from fastness.model.queued_work import (
+    DeliveryPolicy,
+    Group,
+    Never,
+    PayloadDefault,
+    ProcessWake,
+    QueuedWorkBatchDraft,
+    QueuedWorkClaimBoundary,
+    QueuedWorkPayload,
+    SessionCommand,
+    SlotPolicy,
+    Task,
+)
+from fastness.model.session import (
+    Child,
+    PersistedSessionConfig,
+    Root,
+    SessionFilter,
+    SessionMeta,
+    SessionRelation,
+    SessionStoreCreateRequest,
+)
+from fastness.model.turn_input import (
+    ActiveTurn,
+    AttachmentItem,
+    ByInputId,
+    BySourceKey,
+    NextTurn,
+    PendingTurnInputCancelTarget,
+    PendingTurnInputDraft,
+    StructuredItem,
+    TextItem,
+    TurnInput,
+    TurnInputIngress,
+    TurnInputItem,
+)
+
+MAX_ID_BYTES = 512
+"""The longest id or key, in bytes of UTF-8."""
+
+MAX_TTL_MS = 100 * 366 * 24 * 3600 * 1000
+"""The longest life of a lease or a mark, in milliseconds."""
+
+MAX_INT = 2**63 - 1
+MIN_INT = -(2**63)
+
+DEFAULT_COMMIT_BUDGET_BYTES = 64 * 1024 * 1024
+"""How many bytes of content one call may bring, unless the store was configured otherwise."""
+
+T = TypeVar("T")
+
+
+def check_type(what: str, value: object, *kinds: type[Any]) -> None:
+    """Refuse a value that is of none of these classes."""
+    if not isinstance(value, kinds):
+        wanted = " or ".join(kind.__name__ for kind in kinds)
+        raise InvalidInputError(what, f"must be {wanted}, not {type(value).__name__}")
+
+
+def check_text(what: str, value: object) -> str:
+    """Take any text that is Unicode. NUL is fine: such text lives inside JSON."""
+    if not isinstance(value, str):
+        raise InvalidInputError(what, f"must be text, not {type(value).__name__}")
+    if not value.isascii():
+        _utf8(what, value)
+    return value
+
+
+def check_id(what: str, value: object) -> str:
+    """Take an id or a key: 1 to 512 bytes of UTF-8 without NUL."""
+    if not isinstance(value, str):
+        raise InvalidInputError(what, f"must be text, not {type(value).__name__}")
+    size = len(value) if value.isascii() else len(_utf8(what, value))
+    if not size:
+        raise InvalidInputError(what, "must not be empty")
+    if size > MAX_ID_BYTES:
+        raise InvalidInputError(what, f"has {size} bytes, more than the {MAX_ID_BYTES} that an id or key may have")
+    if "\0" in value:
+        raise InvalidInputError(what, "must not contain NUL")
+    return value
+
+
+def check_optional_id(what: str, value: object) -> str | None:
+    """Take an id or a key, or None."""
+    return None if value is None else check_id(what, value)
+
+
+def check_int63(what: str, value: object) -> int:
+    """Take a number that a signed 64-bit column holds without wrapping."""
+    # bool is an int to Python, but no number to whoever sends it.
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise InvalidInputError(what, f"must be a whole number, not {type(value).__name__}")
+    if not MIN_INT <= value <= MAX_INT:
+        raise InvalidInputError(what, "is beyond 63 bits")
+    return value
+
+
+def check_count(what: str, value: object) -> int:
+    """Take a counter, a size or a time: 0 to 2**63 - 1."""
+    number = check_int63(what, value)
+    if number < 0:
+        raise InvalidInputError(what, f"is {number} and must not be negative")
+    return number
+
+
+def check_positive(what: str, value: object) -> int:
+    """Take a limit: 1 to 2**63 - 1."""
+    number = check_int63(what, value)
+    if number < 1:
+        raise InvalidInputError(what, f"is {number} and must be at least 1")
+    return number
+
+
+def check_choice(what: str, value: object, choices: Sequence[object]) -> None:
+    """Refuse a word that is none of these."""
+    if not isinstance(value, str) or value not in choices:
+        raise InvalidInputError(what, f"must be one of {', '.join(map(str, choices))}")
+
+
+def check_budget(size: int, budget: int = DEFAULT_COMMIT_BUDGET_BYTES) -> None:
+    """Refuse content that is larger than one call may bring. Both in bytes."""
+    if size > budget:
+        raise InvalidInputError("content", f"has {size} bytes, over the configured budget of {budget}")
+
+
+def check_fence(fence: object) -> None:
+    """Refuse what is no fence. None passes: the lane's own check calls it a missing lease."""
+    if fence is not None:
+        check_type("fence", fence, SessionExecutionLeaseFence)
+
+
+def check_checkpoint(what: str, value: object) -> None:
+    """Take a boundary inside a turn."""
+    check_choice(what, value, get_args(CheckpointKind))
+
+
+def check_claim_boundary(value: object) -> None:
+    """Take a boundary at which work is claimed."""
+    check_choice("boundary", value, get_args(QueuedWorkClaimBoundary))
+
+
+def check_cancel_target(target: PendingTurnInputCancelTarget) -> None:
+    """Take what a cancel may name."""
+    check_type("target", target, ByInputId, BySourceKey)
+    if isinstance(target, ByInputId):
+        check_id("target.input_id", target.input_id)
+    else:
+        check_id("target.source_key", target.source_key)
+
+
+def check_input_draft(draft: PendingTurnInputDraft) -> None:
+    """Take turn input that is about to be enqueued. It may be without items: that it was submitted says something."""
+    check_type("draft", draft, PendingTurnInputDraft)
+    check_id("draft.session_id", draft.session_id)
+    check_optional_id("draft.input_id", draft.input_id)
+    check_optional_id("draft.source_key", draft.source_key)
+    _check_ingress(draft.ingress)
+    check_type("draft.input", draft.input, TurnInput)
+    _check_json("draft.input.metadata", draft.input.metadata, optional=True)
+    for item in _series("draft.input.items", draft.input.items):
+        _check_item(item)
+
+
+def check_batch_draft(draft: QueuedWorkBatchDraft) -> None:
+    """Take work that is about to be enqueued: at least one payload, all of one class (law W6)."""
+    check_type("draft", draft, QueuedWorkBatchDraft)
+    check_id("draft.session_id", draft.session_id)
+    check_optional_id("draft.source_key", draft.source_key)
+    check_choice("draft.delivery_policy", draft.delivery_policy, get_args(DeliveryPolicy))
+    check_choice("draft.slot_policy", draft.slot_policy, get_args(SlotPolicy))
+    check_count("draft.available_at_ms", draft.available_at_ms)
+    check_type("draft.merge_key", draft.merge_key, Never, PayloadDefault, Group)
+    if isinstance(draft.merge_key, Group):
+        check_id("draft.merge_key.name", draft.merge_key.name)
+    for payload in _series("draft.payloads", draft.payloads):
+        _check_payload(payload)
+    class_of(draft.payloads)
+
+
+def check_attachment_ref(what: str, reference: AttachmentRef) -> None:
+    """Take a reference to content. Whether the session may refer to it is another question."""
+    check_type(what, reference, AttachmentRef)
+    check_id(f"{what}.attachment_id", reference.attachment_id)
+    check_text(f"{what}.name", reference.name)
+    check_text(f"{what}.media_type", reference.media_type)
+    check_count(f"{what}.size", reference.size)
+    for side, pixels in (("width", reference.width), ("height", reference.height)):
+        if pixels is not None:
+            check_count(f"{what}.{side}", pixels)
+
+
+def _check_ingress(ingress: TurnInputIngress) -> None:
+    check_type("draft.ingress", ingress, ActiveTurn, NextTurn)
+    if isinstance(ingress, ActiveTurn):
+        check_id("draft.ingress.turn_id", ingress.turn_id)
+        check_checkpoint("draft.ingress.min_boundary", ingress.min_boundary)
+
+
+def _check_item(item: TurnInputItem) -> None:
+    check_type("draft.input.items", item, TextItem, AttachmentItem, StructuredItem)
+    if isinstance(item, TextItem):
+        check_text("draft.input.items.text", item.text)
+    elif isinstance(item, AttachmentItem):
+        check_attachment_ref("draft.input.items.attachment", item.attachment)
+    else:
+        check_text("draft.input.items.kind", item.kind)
+        _check_json("draft.input.items.data", item.data)
+
+
+def _check_payload(payload: QueuedWorkPayload) -> None:
+    check_type("draft.payloads", payload, ProcessWake, SessionCommand, Task)
+    if isinstance(payload, ProcessWake):
+        _check_json("draft.payloads.wake", payload.wake)
+    elif isinstance(payload, SessionCommand):
+        _check_json("draft.payloads.command", payload.command)
+    else:
+        check_text("draft.payloads.kind", payload.kind)
+        _check_json("draft.payloads.data", payload.data)
+
+
+def _check_json(what: str, value: object, *, optional: bool = False) -> None:
+    # That the bytes are one JSON value shows when the record is encoded: encode_checked reads it back.
+    if not (optional and value is None) and not isinstance(value, msgspec.Raw):
+        raise InvalidInputError(what, f"must be raw JSON (see raw_json), not {type(value).__name__}")
+
+
+def _series(what: str, values: Sequence[T]) -> Sequence[T]:
+    # A list would do for the database, but a value that holds one is not immutable.
+    if not isinstance(values, tuple):
+        raise InvalidInputError(what, f"must be a tuple, not {type(values).__name__}")
+    return values
+
+
+def _utf8(what: str, value: str) -> bytes:
+    try:
+        return value.encode()
+    except UnicodeEncodeError:
+        raise InvalidInputError(what, "contains a lone surrogate, which is not valid text") from None
+
+
+def check_size(record: Value, budget: int) -> None:
+    """Refuse a record that is larger than one call may bring."""
+    check_budget(len(encode(record)), budget)
+
+
+def check_ttl(ttl_ms: int) -> None:
+    """Take how long something lives, in milliseconds: up to a hundred years, so that no sum with a time wraps."""
+    if check_positive("ttl_ms", ttl_ms) > MAX_TTL_MS:
+        raise InvalidInputError("ttl_ms", f"is {ttl_ms} and must be at most {MAX_TTL_MS}")
+
+
+def check_owner(owner: LeaseOwnerIdentity) -> None:
+    """Take who claims a lane."""
+    check_type("owner", owner, LeaseOwnerIdentity)
+    check_id("owner.owner_id", owner.owner_id)
+    check_id("owner.incarnation_id", owner.incarnation_id)
+    check_type("owner.liveness", owner.liveness, LocalProcess, Opaque)
+    if isinstance(owner.liveness, LocalProcess):
+        process = owner.liveness
+        check_count("owner.liveness.pid", process.pid)
+        for what in ("host_id", "boot_id", "process_start"):
+            check_id(f"owner.liveness.{what}", getattr(process, what))
+
+
+def check_completion(completion: SessionExecutionLeaseCompletion) -> None:
+    """Take what releases a lane."""
+    check_type("completion", completion, SessionExecutionLeaseCompletion)
+
+
+def check_meta(meta: SessionMeta) -> None:
+    """Take what a person wants to know of a session."""
+    check_type("meta", meta, SessionMeta)
+    check_id("meta.session_id", meta.session_id)
+    for what in ("session_name", "created_at", "model"):
+        check_text(f"meta.{what}", getattr(meta, what))
+    if meta.cwd is not None:
+        check_text("meta.cwd", meta.cwd)
+    _check_relation(meta.relation)
+
+
+def check_create_request(request: SessionStoreCreateRequest) -> None:
+    """Take what names a session to a factory."""
+    check_type("request", request, SessionStoreCreateRequest)
+    check_id("request.session_id", request.session_id)
+    _check_relation(request.relation)
+    check_type("request.config", request.config, PersistedSessionConfig)
+    check_text("request.config.provider_id", request.config.provider_id)
+    check_text("request.config.model", request.config.model)
+
+
+def _check_relation(relation: SessionRelation) -> None:
+    check_type("relation", relation, Root, Child)
+    if isinstance(relation, Child):
+        check_id("relation.parent_session_id", relation.parent_session_id)
+        check_optional_id("relation.caused_by", relation.caused_by)
+
+
+def check_filter(filters: SessionFilter) -> None:
+    """Take what narrows a listing."""
+    check_type("filters", filters, SessionFilter)
+    check_optional_id("filters.id_prefix", filters.id_prefix)
+    check_optional_id("filters.parent_session_id", filters.parent_session_id)
+    for what in ("created_from_ms", "created_until_ms"):
+        if getattr(filters, what) is not None:
+            check_int63(f"filters.{what}", getattr(filters, what))
+
+
+def check_cursor(cursor: str | None) -> int:
+    """Take the cursor of a listing back, and give the place behind which it goes on."""
+    if cursor is None:
+        return 0
+    if not isinstance(cursor, str) or not cursor.isascii() or not cursor.isdigit() or len(cursor) > 18:
+        raise InvalidInputError("cursor", "is none of ours; pass next_cursor of the page before")
+    return int(cursor)

@@ -1,0 +1,209 @@
+"""The embedded engine: programs on one SQLite file, or on a private database in memory.
+
+It promises what ``Engine`` promises. A write is durable when it returns (``synchronous="full"``), many waiting writes
+share one commit, and reads on a file never wait for writes. This module is the part on the event loop: it checks that a
+call may be made and hands it to a thread.
+
+An engine belongs to the event loop and the process of its first use. It does no I/O before that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import apsw
+
+from fastness.engines.engine import Clock, system_clock
+from fastness.engines.sqlite_open import Settings
+from fastness.engines.sqlite_readers import Readers
+from fastness.engines.sqlite_run import BatchHook, Job
+from fastness.engines.sqlite_writer import Writer
+from fastness.errors import BackendError, HandleUnusableError
+from fastness.model.session import DurabilityTier
+from fastness.sql.program import Program, ProgramFactory, Read, Statement
+
+__all__ = ["BatchHook", "SqliteEngine"]
+
+T = TypeVar("T")
+
+DEFAULT_BUSY_TIMEOUT_MS = 30_000
+_PATIENCE_AT_EXIT_S = 10.0
+
+
+class SqliteEngine:
+    """Runs programs on a SQLite database.
+
+    ``path`` None is a private in-memory database that ends with the engine. ``synchronous="normal"`` does not sync the
+    log at each commit: faster, and the last commits before a power loss may be gone (never half of one).
+    ``busy_timeout_ms`` bounds every wait for a lock that another process holds; then ``ContendedError``.
+    ``before_batch`` is for tests: what it raises is a fault at that point.
+    """
+
+    def __init__(
+        self,
+        path: str | Path | None,
+        *,
+        clock: Clock = system_clock,
+        synchronous: Literal["full", "normal"] = "full",
+        busy_timeout_ms: int = DEFAULT_BUSY_TIMEOUT_MS,
+        allow_network_filesystem: bool = False,
+        before_batch: BatchHook | None = None,
+    ) -> None:
+        if synchronous not in {"full", "normal"}:
+            raise ValueError(f"synchronous is 'full' or 'normal', not {synchronous!r}")
+        self.durability_tier: DurabilityTier = "inline" if path is None else "durable"
+        self.path = None if path is None else Path(path).absolute()
+        settings = Settings(self.path, clock, synchronous, busy_timeout_ms, allow_network_filesystem, before_batch)
+        self._writer = Writer(settings)
+        self._readers = Readers(settings)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pid = 0
+        self._closed: asyncio.Future[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"SqliteEngine({str(self.path) if self.path is not None else None!r})"
+
+    async def start(self) -> None:
+        """Open the database now, and create or migrate it where needed. Every other call does it by itself.
+
+        Raises ``DatabaseOpenError``, ``DatabaseReadOnlyError``, ``DatabaseFullError`` or ``ContendedError``; the next
+        call tries again.
+        """
+        opened = self._enter().create_future()
+        self._writer.submit_open(Job(_nothing, opened))
+        await opened
+
+    async def read(self, make: ProgramFactory[T]) -> T:
+        """Run a program that only reads, on one snapshot."""
+        loop = self._enter()
+        if self.path is not None and not self._writer.is_open:
+            await self.start()
+            self._enter()
+        future: asyncio.Future[T] = loop.create_future()
+        job = Job(make, future, reads_only=True)
+        if self.path is None:
+            self._writer.submit(job)
+        else:
+            self._readers.submit(job)
+        return await future
+
+    async def write(self, make: ProgramFactory[T]) -> T:
+        """Run a program in a writing transaction; the result is durable when this returns."""
+        future: asyncio.Future[T] = self._enter().create_future()
+        self._writer.submit(Job(make, future))
+        return await future
+
+    async def verify(self) -> list[str]:
+        """Let SQLite check the file: pages, indexes, types and foreign keys. An empty list means no fault."""
+        try:
+            return await self.read(_verification)
+        except BackendError as error:
+            if isinstance(error.__cause__, apsw.CorruptError | apsw.NotADBError):
+                return [error.detail]
+            raise
+
+    async def close(self) -> None:
+        """Finish what was started, refuse what comes after, and let go of the files. Twice is fine.
+
+        In a forked child this touches nothing: the files belong to the parent.
+        """
+        loop = asyncio.get_running_loop()
+        if self._loop is None or self._pid != os.getpid():
+            self._pid, self._loop, self._closed = os.getpid(), loop, loop.create_future()
+            self._closed.set_result(None)
+            return
+        if self._loop is not loop and not self._loop.is_closed():
+            raise _other_loop()
+        if self._closed is None:
+            self._closed = closed = loop.create_future()
+            _stop(self._writer, self._readers, lambda: _resolve(loop, closed))
+        # A cancelled close goes on: only the waiting ends.
+        await asyncio.shield(self._closed)
+
+    def _enter(self) -> asyncio.AbstractEventLoop:
+        """Check that this call may be made here and now."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop or self._pid != os.getpid() or self._closed is not None:
+            self._bind(loop)
+        return loop
+
+    def _bind(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Take the first loop as the engine's own; raise where the engine is not usable."""
+        if self._loop is not None and self._pid != os.getpid():
+            raise HandleUnusableError(
+                "was opened before this process was forked from its parent",
+                "open the store after the fork, or start the process with the spawn method",
+            )
+        if self._closed is not None:
+            raise HandleUnusableError("is closed", "open a new one")
+        if self._loop is not None:
+            raise _other_loop()
+        self._loop, self._pid = loop, os.getpid()
+        self._writer.start()
+        _running[self._writer] = self._readers
+        # An engine that is dropped without being closed lets go of its files all the same.
+        weakref.finalize(self, _abandon, self._writer, self._readers, self._pid).atexit = False
+
+
+def _other_loop() -> HandleUnusableError:
+    return HandleUnusableError("belongs to another event loop", "open one store in each event loop")
+
+
+def _nothing() -> Program[None]:
+    return None
+    yield  # a program without batches
+
+
+def _verification() -> Program[list[str]]:
+    pages, keys = yield Read(Statement("pragma integrity_check"), Statement("pragma foreign_key_check"))
+    findings = [text for (text,) in pages if text != "ok"]
+    findings += [f"{table} row {rowid} refers to a missing row of {parent}" for table, rowid, parent, _ in keys]
+    return findings
+
+
+def _resolve(loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:
+    try:
+        loop.call_soon_threadsafe(_resolve_here, future)
+    except RuntimeError:
+        return  # the loop is closed: nobody waits
+
+
+def _resolve_here(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+_running: dict[Writer, Readers] = {}
+
+
+def _stop(writer: Writer, readers: Readers, at_end: Callable[[], None]) -> None:
+    def ended() -> None:
+        _running.pop(writer, None)
+        at_end()
+
+    readers.stop()
+    writer.stop(readers.join, ended)
+
+
+def _abandon(writer: Writer, readers: Readers, pid: int) -> None:
+    """Stop an engine that was dropped. Does not block: the collector may call this anywhere."""
+    if pid == os.getpid() and not writer.is_stopping:
+        _stop(writer, readers, lambda: None)
+
+
+def _finish_at_exit() -> None:
+    """Let the threads end before the interpreter does: what was queued is committed, the log is copied."""
+    for writer, readers in list(_running.items()):
+        _abandon(writer, readers, os.getpid())
+        writer.join(_PATIENCE_AT_EXIT_S)
+
+
+atexit.register(_finish_at_exit)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_running.clear)

@@ -1,0 +1,76 @@
+"""The reader threads: each runs reading programs on a connection of its own, beside the writer.
+
+It promises one snapshot for each program, that a read never waits for the writer, and that no read leaves a
+transaction open. It must not write.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+
+import apsw
+
+from fastness.engines.sqlite_open import Link, Settings, open_helper
+from fastness.engines.sqlite_run import Job, deliver, run
+from fastness.errors import StoreError
+
+READERS = 2
+
+
+class Readers:
+    """A few threads over one queue. They start with the first job, and open their connections then."""
+
+    def __init__(self, settings: Settings, count: int = READERS) -> None:
+        self._settings = settings
+        self._count = count
+        self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
+
+    def submit(self, job: Job) -> None:
+        """Queue a program that reads. The database must have been opened by the writer."""
+        if not self._threads:
+            for _ in range(self._count):
+                thread = threading.Thread(target=self._main, name="fastness-sqlite-reader", daemon=True)
+                self._threads.append(thread)
+                thread.start()
+        self._queue.put(job)
+
+    def stop(self) -> None:
+        """Ask the threads to finish what is queued and to close their connections."""
+        for _ in self._threads:
+            self._queue.put(None)
+
+    def join(self) -> None:
+        """Wait for the threads to end."""
+        for thread in self._threads:
+            thread.join()
+
+    def _main(self) -> None:
+        link: Link | None = None
+        while (job := self._queue.get()) is not None:
+            if job.future.cancelled():
+                continue
+            try:
+                link = link or open_helper(self._settings, query_only=True)
+                self._read(link, job)
+            except apsw.Error as error:
+                # The transaction could not be ended: this connection is not used again.
+                job.error = link.explain(error) if link is not None else error
+                link = _close(link)
+            except BaseException as error:  # noqa: BLE001 - the caller gets it; this thread serves others too
+                job.error = error
+                link = _close(link) if not isinstance(error, StoreError) else link
+            deliver([job])
+        _close(link)
+
+    def _read(self, link: Link, job: Job) -> None:
+        link.cursor.execute("begin")
+        run(job, link.cursor, self._settings.before_batch, link.explain)
+        if link.connection.in_transaction:
+            link.cursor.execute("rollback" if job.error else "commit")
+
+
+def _close(link: Link | None) -> None:
+    if link is not None:
+        link.close()

@@ -1,0 +1,201 @@
+"""Databases: the factories that create, open, list, check and delete sessions, and how a database is named.
+
+sqlite:///sessions.db       a file, relative to the working directory
+sqlite:////var/lib/a.db     a file, absolute
+memory:                     private to this process, gone with it
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+from fastness.decide import limits
+from fastness.engines.engine import Clock, Engine, system_clock
+from fastness.engines.sqlite import BatchHook, SqliteEngine
+from fastness.errors import DatabaseOpenError, InvalidInputError
+from fastness.liveness import is_dead as process_is_dead
+from fastness.model import (
+    CheckFinding,
+    CheckReport,
+    DurabilityTier,
+    LocalProcess,
+    MaintenancePreview,
+    SessionFilter,
+    SessionPage,
+    SessionStoreCreateRequest,
+)
+from fastness.ops import check, directory, maintenance
+from fastness.store import SessionStore, StoreOptions
+
+_MAX_PAGE = 10_000
+
+
+class EngineSessionStoreFactory:
+    """The sessions of one database, whatever engine is under it. Use it as an async context manager, or ``close`` it."""
+
+    def __init__(self, engine: Engine, options: StoreOptions | None = None) -> None:
+        self.engine = engine
+        self.durability_tier: DurabilityTier = engine.durability_tier
+        self._options = options or StoreOptions()
+
+    async def __aenter__(self) -> EngineSessionStoreFactory:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Finish what was started and let go of the database. Handles opened from here are closed with it."""
+        await self.engine.close()
+
+    async def create_store(self, request: SessionStoreCreateRequest) -> SessionStore:
+        """Open a session, which is made if it is not there; what was known of it is never overwritten (law M3)."""
+        limits.check_create_request(request)
+        sid = await self.engine.write(lambda: directory.create(request))
+        return SessionStore(self.engine, request.session_id, sid, self._options)
+
+    async def open_existing_store(self, request: SessionStoreCreateRequest) -> SessionStore | None:
+        """Open a session that is there; None where it is not."""
+        limits.check_create_request(request)
+        sid = await self.engine.read(lambda: directory.sid_of(request.session_id))
+        return None if sid is None else SessionStore(self.engine, request.session_id, sid, self._options)
+
+    async def delete_session(self, session_id: str) -> None:
+        """Remove all of a session, also while somebody works on it; twice is fine (law M3)."""
+        limits.check_id("session_id", session_id)
+        await self.engine.write(lambda: directory.delete(session_id))
+
+    async def list_sessions(
+        self, *, limit: int = 100, cursor: str | None = None, filters: SessionFilter | None = None
+    ) -> SessionPage:
+        """List sessions, oldest first, a page at a time."""
+        limits.check_positive("limit", limit)
+        if limit > _MAX_PAGE:
+            raise InvalidInputError("limit", f"is {limit} and must be at most {_MAX_PAGE}")
+        wanted = filters or SessionFilter()
+        limits.check_filter(wanted)
+        after = limits.check_cursor(cursor)
+        return await self.engine.read(lambda: directory.list_page(after, limit, wanted))
+
+    async def check(self, progress: Callable[[int, int], None] | None = None) -> CheckReport:
+        """Verify the whole database, session by session, beside running work. Faults are findings, not errors.
+
+        ``progress`` is called with how many sessions were looked at and how many there are.
+        """
+        findings = [CheckFinding("file", None, fault) for fault in await self.engine.verify()]
+        report = await self.engine.read(check.check_database)
+        findings += report.findings
+        total, done, after, nodes, commits = report.session_count, 0, 0, 0, 0
+        while True:
+            start = after
+            one = await self.engine.read(lambda: check.check_next_session(start))
+            if one is None:
+                break
+            findings += one.findings
+            nodes, commits, done, after = nodes + one.node_count, commits + one.commit_count, done + 1, one.sid
+            if progress is not None:
+                progress(done, max(total, done))
+        return CheckReport(
+            done,
+            nodes,
+            commits,
+            report.blob_count,
+            report.pending_input_count,
+            report.queued_batch_count,
+            tuple(findings),
+        )
+
+    async def maintenance_preview(self, *, keep_revisions: int = 1) -> MaintenancePreview:
+        """Count what a vacuum of every session and a collection would remove. Nothing is changed."""
+        limits.check_positive("keep_revisions", keep_revisions)
+        return await self.engine.read(lambda: maintenance.preview(keep_revisions))
+
+    async def session_ids(self) -> AsyncIterator[str]:
+        """Go through all sessions, oldest first, a page in memory at a time."""
+        cursor = None
+        while True:
+            page = await self.list_sessions(limit=500, cursor=cursor)
+            for summary in page.sessions:
+                yield summary.meta.session_id
+            cursor = page.next_cursor
+            if cursor is None:
+                return
+
+
+class SqliteSessionStoreFactory(EngineSessionStoreFactory):
+    """All sessions in one SQLite file, which is made where it is not there.
+
+    ``synchronous="full"``: an acknowledged commit survives the loss of power. ``"normal"``: it survives the death of the
+    process; the last commits before a loss of power may be gone, none is torn. ``busy_timeout_ms`` bounds the wait for
+    other processes, ``commit_budget_bytes`` what one call may write. ``clock`` gives milliseconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        clock: Clock = system_clock,
+        synchronous: Literal["full", "normal"] = "full",
+        busy_timeout_ms: int = 30_000,
+        allow_network_filesystem: bool = False,
+        commit_budget_bytes: int = limits.DEFAULT_COMMIT_BUDGET_BYTES,
+        is_dead: Callable[[LocalProcess], bool] = process_is_dead,
+        batch_hook: BatchHook | None = None,
+    ) -> None:
+        engine = SqliteEngine(
+            path,
+            clock=clock,
+            synchronous=synchronous,
+            busy_timeout_ms=busy_timeout_ms,
+            allow_network_filesystem=allow_network_filesystem,
+            before_batch=batch_hook,
+        )
+        super().__init__(engine, StoreOptions(commit_budget_bytes, is_dead))
+
+
+class InMemorySessionStoreFactory(EngineSessionStoreFactory):
+    """Sessions in a private in-memory database: the same engine, gone with the process."""
+
+    def __init__(
+        self,
+        *,
+        clock: Clock = system_clock,
+        commit_budget_bytes: int = limits.DEFAULT_COMMIT_BUDGET_BYTES,
+        is_dead: Callable[[LocalProcess], bool] = process_is_dead,
+        batch_hook: BatchHook | None = None,
+    ) -> None:
+        engine = SqliteEngine(None, clock=clock, before_batch=batch_hook)
+        super().__init__(engine, StoreOptions(commit_budget_bytes, is_dead))
+
+
+class InMemorySessionStore(SessionStore):
+    """One session in a private in-memory database of its own, fresh on first use."""
+
+    def __init__(self, session_id: str = "session", *, clock: Clock = system_clock) -> None:
+        super().__init__(SqliteEngine(None, clock=clock), session_id)
+
+    async def close(self) -> None:
+        """Let go of the database and all that is in it."""
+        await self._engine.close()
+
+
+def open_database(url: str, *, existing_only: bool = False) -> EngineSessionStoreFactory:
+    """Name a database by url. With ``existing_only`` a missing file is an error instead of a new database.
+
+    Raises ``InvalidInputError`` for a url of no known kind, ``DatabaseOpenError`` for a file that is not there.
+    """
+    if not isinstance(url, str):
+        raise InvalidInputError("database", "must be a url")
+    if url == "memory:":
+        return InMemorySessionStoreFactory()
+    scheme, mark, path = url.partition(":///")
+    if scheme != "sqlite" or not mark or not path or "\0" in path:
+        raise InvalidInputError("database", "must be sqlite:///relative/path, sqlite:////absolute/path or memory:")
+    if existing_only and not Path(path).exists():
+        raise DatabaseOpenError(f"there is no database at {path!r}", "name one that exists, or import something first")
+    return SqliteSessionStoreFactory(path)

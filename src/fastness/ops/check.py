@@ -1,0 +1,142 @@
+"""Reading a database for verification, one session at a time, each from one snapshot."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+
+from fastness.decide import check as rules
+from fastness.decide.check import ClaimFact, HeadFact, LogFact, NodeFact, SessionFacts
+from fastness.errors import StoreError
+from fastness.model.base import Record, sha256_hex
+from fastness.model.checkpoint import SessionCheckpoint
+from fastness.model.queued_work import QueuedWorkBatchDraft
+from fastness.model.reports import CheckFinding, CheckReport
+from fastness.model.session import PersistedSessionConfig, SessionMeta
+from fastness.model.transcript import SessionNodeRecord
+from fastness.model.turn_input import PendingTurnInputDraft
+from fastness.sql.program import Program, Read, Row, Statement
+from fastness.sql.records import stored
+from fastness.sql.schema import SESSION_TABLES
+
+COUNTS = """
+    select (select count(*) from session), (select count(*) from blob), (select count(*) from turn_input),
+        (select count(*) from queued_work)"""
+ORPHANS = "select count(*) from {table} where sid not in (select sid from session)"
+NEXT_SESSION = "select sid, session_id, meta, config from session where sid > $1 order by sid limit 1"
+LANE = "select admission_seq, fencing_token from lane where sid = $1"
+HEAD = "select revision, leaf_node_id, node_count, next_seq, agent_frame_id, checkpoint_ref from head where sid = $1"
+LOG = "select count(*), coalesce(max(revision), 0) from commit_log where sid = $1"
+NEWEST = "select leaf_node_id, checkpoint_ref from commit_log where sid = $1 order by revision desc limit 1"
+FRAMES = "select frame_id from agent_frame where sid = $1"
+HELD = """
+    select h.holder, h.ref, b.body from blob_holder h left join blob b on b.ref = h.ref
+    where h.sid = $1 and h.until_revision is null"""
+INPUTS = """
+    select i.input_id, i.seq, i.claim_id, i.lane_token, i.body, exists (select 1 from turn_input_evidence e
+        where e.sid = i.sid and (e.input_id = i.input_id or e.source_key = i.source_key))
+    from turn_input i where i.sid = $1"""
+WORK = """
+    select w.batch_id, w.seq, w.claim_id, w.lane_token, w.body, exists (select 1 from queued_work_evidence e
+        where e.sid = w.sid and (e.batch_id = w.batch_id or e.source_key = w.source_key))
+    from queued_work w where w.sid = $1"""
+NODES = """
+    select seq, node_id, parent_seq, tombstoned, body from node
+    where sid = $1 and seq > $2 order by seq limit $3"""
+
+_NODES_PER_READ = 1000
+
+
+class SessionCheck(msgspec.Struct, frozen=True):
+    """What the verification of one session found, and where to go on."""
+
+    sid: int
+    node_count: int
+    commit_count: int
+    findings: tuple[CheckFinding, ...]
+
+
+def check_database() -> Program[CheckReport]:
+    """Count what there is, and find rows whose session is gone. Node and commit counts come with the sessions."""
+    (counts,), *orphans = yield Read(
+        Statement(COUNTS), *(Statement(ORPHANS.format(table=table)) for table in SESSION_TABLES)
+    )
+    by_table = {table: rows[0][0] for table, rows in zip(SESSION_TABLES, orphans, strict=True)}
+    sessions, blobs, inputs, batches = counts
+    return CheckReport(sessions, 0, 0, blobs, inputs, batches, tuple(rules.database_findings(by_table)))
+
+
+def check_next_session(after_sid: int) -> Program[SessionCheck | None]:
+    """Verify the first session behind ``after_sid``; None when there is none."""
+    (sessions,) = yield Read(Statement(NEXT_SESSION, (after_sid,)))
+    if not sessions:
+        return None
+    sid, session_id, meta, config = sessions[0]
+    lanes, heads, ((log_count, newest),), last, frames, held, inputs, work = yield Read(
+        *(Statement(sql, (sid,)) for sql in (LANE, HEAD, LOG, NEWEST, FRAMES, HELD, INPUTS, WORK))
+    )
+    head = HeadFact(*heads[0]) if heads else None
+    bodies = {ref: body for _, ref, body in held}
+    facts = SessionFacts(
+        session_id=session_id,
+        meta_readable=_readable(SessionMeta, meta) and _readable(PersistedSessionConfig, config),
+        lane=lanes[0] if lanes else None,
+        head=head,
+        log=LogFact(log_count, newest, *(last[0] if last else (None, None))),
+        frames=frozenset(frame_id for (frame_id,) in frames),
+        needed=_needed(head, bodies),
+        held=frozenset(ref for holder, ref, _ in held if holder == "head"),
+        broken=frozenset(ref for ref, body in bodies.items() if body is None or sha256_hex(bytes(body)) != ref),
+        rows=[_claim_fact("input", PendingTurnInputDraft, row) for row in inputs]
+        + [_claim_fact("batch", QueuedWorkBatchDraft, row) for row in work],
+    )
+    findings = list(rules.session_findings(facts))
+    audit = rules.NodeAudit(session_id, facts.frames)
+    count = after = 0
+    while True:
+        (nodes,) = yield Read(Statement(NODES, (sid, after, _NODES_PER_READ)))
+        if not nodes:
+            break
+        findings += audit.findings([_node_fact(row) for row in nodes])
+        count, after = count + len(nodes), nodes[-1][0]
+    findings += audit.closing(head)
+    return SessionCheck(sid, count, log_count, tuple(findings))
+
+
+R = TypeVar("R", bound=Record)
+
+
+def _read(kind: type[R], body: str | bytes | None) -> R | None:
+    try:
+        return None if body is None else stored(kind, body)
+    except StoreError:
+        return None
+
+
+def _readable(kind: type[R], body: str | None) -> bool:
+    return body is None or _read(kind, body) is not None
+
+
+def _needed(head: HeadFact | None, bodies: dict[str, bytes | None]) -> frozenset[str] | None:
+    """What the head's checkpoint needs; None where its manifest is missing or cannot be read."""
+    if head is None or head.checkpoint_ref is None:
+        return frozenset()
+    body = bodies.get(head.checkpoint_ref)
+    manifest = _read(SessionCheckpoint, None if body is None else bytes(body))
+    if manifest is None:
+        return None
+    return frozenset((head.checkpoint_ref, *(ref.sha256 for ref in manifest.blob_refs())))
+
+
+def _claim_fact(kind: str, record: type[R], row: Row) -> ClaimFact:
+    row_id, seq, claim_id, lane_token, body, settled = row
+    return ClaimFact(kind, row_id, seq, claim_id, lane_token, _readable(record, body), bool(settled))
+
+
+def _node_fact(row: Row) -> NodeFact:
+    seq, node_id, parent_seq, tombstoned, body = row
+    node = _read(SessionNodeRecord, body)
+    if node is None:
+        return NodeFact(seq, node_id, parent_seq, bool(tombstoned), None, None, None)
+    return NodeFact(seq, node_id, parent_seq, bool(tombstoned), node.node_id, node.parent_node_id, node.agent_frame_id)

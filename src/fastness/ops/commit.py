@@ -1,0 +1,244 @@
+"""The commit: one read of the facts, one decision, one batch of writes (laws C1 to C14)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from fastness.decide import commit as rules
+from fastness.decide.commit import CommitFacts, HeadFacts, Receipt, Settlement
+from fastness.decide.commit_input import CommitInput
+from fastness.decide.graph import KnownNode
+from fastness.model.base import encode
+from fastness.model.checkpoint import TokenUsage
+from fastness.model.commit import OutboxInput, RuntimeCommit, RuntimeCommitResult
+from fastness.ops import queued_work, turn_input
+from fastness.ops.lane import Target, free_lane, lane_facts, lane_statement
+from fastness.sql.program import Many, Program, Read, Row, Statement, Write
+from fastness.sql.records import stored
+
+HEAD_FACTS = """
+    select revision, leaf_node_id, node_count, next_seq, config, agent_frame_id, checkpoint_ref
+    from head where sid = $1"""
+INITIAL_CONFIG = "select config from session where sid = $1"
+RECEIPT = "select turn_hash, result from commit_log where sid = $1 and turn_id = $2 and turn_hash is not null"
+KNOWN_NODES = "select node_id, seq, tombstoned from node where sid = $1 and node_id in any_of($2)"
+KNOWN_FRAMES = "select frame_id from agent_frame where sid = $1 and frame_id in any_of($2)"
+HELD_BY_HEAD = "select holder, ref from blob_holder where sid = $1 and holder = 'head' and until_revision is null"
+HELD_BY_FRAMES = """
+    select holder, ref from blob_holder where sid = $1 and holder in any_of($2) and until_revision is null"""
+USAGE = """
+    select source, model, input_tokens, output_tokens, cache_read_tokens, cache_write_tokens, reasoning_output_tokens
+    from token_usage where sid = $1"""
+HELD_ATTACHMENTS = "select attachment_id from attachment where sid = $1 and attachment_id in any_of($2)"
+
+ADD_NODE = "insert into node (sid, seq, node_id, parent_seq, body) values ($1, $2, $3, $4, $5)"
+DROP_LIVE_NODES = "delete from node where sid = $1 and tombstoned = 0"
+PUT_FRAME = """
+    insert into agent_frame (sid, frame_id, seq, body) values ($1, $2, $3, $4)
+    on conflict (sid, frame_id) do update set body = excluded.body"""
+ADD_BLOB = "insert into blob (ref, body) values ($1, $2) on conflict (ref) do nothing"
+HOLD_BLOB = """
+    insert into blob_holder (sid, holder, ref) values ($1, $2, $3)
+    on conflict (sid, holder, ref) do update set until_revision = null"""
+DROP_BLOB = "update blob_holder set until_revision = $4 where sid = $1 and holder = $2 and ref = $3"
+PUT_USAGE = """
+    insert into token_usage (sid, source, model, input_tokens, output_tokens, cache_read_tokens, cache_write_tokens,
+        reasoning_output_tokens)
+    values ($1, $2, $3, $4, $5, $6, $7, $8)
+    on conflict (sid, source, model) do update set input_tokens = excluded.input_tokens,
+        output_tokens = excluded.output_tokens, cache_read_tokens = excluded.cache_read_tokens,
+        cache_write_tokens = excluded.cache_write_tokens, reasoning_output_tokens = excluded.reasoning_output_tokens"""
+ADD_HEAD = """
+    insert into head (sid, revision, leaf_node_id, node_count, next_seq, config, agent_frame_id, checkpoint_ref,
+        updated_ms)
+    values ($1, $2, $3, $4, $5, $6, $7, $8, $9)"""
+MOVE_HEAD = """
+    update head set revision = $2, leaf_node_id = $3, node_count = $4, next_seq = $5, config = $6, agent_frame_id = $7,
+        checkpoint_ref = $8, updated_ms = $9
+    where sid = $1"""
+ADD_TO_LOG = """
+    insert into commit_log (sid, revision, kind, turn_id, turn_hash, leaf_node_id, checkpoint_ref, committed_ms, result)
+    values ($1, $2, $3, $4, $5, $6, $7, $8, $9)"""
+STAMP_ATTACHMENT = "update attachment set committed = 1 where sid = $1 and attachment_id = $2"
+LOCK_OTHER_LANE = "select sid from lane where sid = (select sid from session where session_id = $1) for update"
+
+_FRAMES_PER_COMMIT = 1_000_000
+
+
+def commit(target: Target, given: CommitInput, minted_ids: tuple[str, ...]) -> Program[RuntimeCommitResult]:
+    """Settle a turn. ``target`` is bound; ``minted_ids`` has an id for each entry of the outbox."""
+    yield from _lock_outbox_sessions(target, given.commit)
+    facts = yield from _facts(target, given)
+    plan = rules.settle(target.session_id, given, facts)
+    if isinstance(plan, rules.Replay):
+        release = given.commit.release_session_execution_lease
+        if plan.releases and release is not None and facts.lane is not None:
+            yield Write(free_lane(facts.lane.sid, release))
+        return plan.result
+    yield Write(*_settlement(given, plan))
+    for entry, minted_id in zip(given.commit.outbox, minted_ids, strict=True):
+        bound = Target(entry.draft.session_id, target.sid if entry.draft.session_id == target.session_id else None)
+        if isinstance(entry, OutboxInput):
+            yield from turn_input.enqueue(bound, entry.draft, minted_id)
+        else:
+            yield from queued_work.enqueue(bound, entry.draft, minted_id)
+    return plan.result
+
+
+def _lock_outbox_sessions(target: Target, given: RuntimeCommit) -> Program[None]:
+    """Lock the lanes of all sessions that the commit writes to, in the order of their ids, so that none can deadlock."""
+    ids = {entry.draft.session_id for entry in given.outbox} - {target.session_id}
+    if ids:
+        ids.add(target.session_id)
+        yield Read(*(Statement(LOCK_OTHER_LANE, (session_id,)) for session_id in sorted(ids)))
+
+
+def _facts(target: Target, given: CommitInput) -> Program[CommitFacts]:
+    commit, sid = given.commit, target.sid
+    asked = {"lane": lane_statement(target), "head": Statement(HEAD_FACTS, (sid,))}
+    if commit.expected_head_revision is None:
+        asked["config"] = Statement(INITIAL_CONFIG, (sid,))
+    if commit.turn_commit is not None:
+        asked["receipt"] = Statement(RECEIPT, (sid, commit.turn_commit.turn_id))
+    if node_ids := given.node_ids_to_look_up():
+        asked["nodes"] = Statement(KNOWN_NODES, (sid, _json(node_ids)))
+    if frame_ids := given.frame_ids_to_look_up():
+        asked["frames"] = Statement(KNOWN_FRAMES, (sid, _json(frame_ids)))
+    frame_holders = [f"frame:{frame.frame_id}" for frame in commit.agent_frames if frame.checkpoint_ref is not None]
+    if given.checkpoint is not None or frame_holders:
+        asked["held"] = Statement(HELD_BY_HEAD, (sid,))
+    if frame_holders:
+        asked["held_by_frames"] = Statement(HELD_BY_FRAMES, (sid, _json(frame_holders)))
+    if given.usage:
+        asked["usage"] = Statement(USAGE, (sid,))
+    if commit.completed_turn_input_claims:
+        asked["input"] = turn_input.held_statement(sid, commit.completed_turn_input_claims)
+    if commit.completed_queue_claims:
+        asked["work"] = queued_work.held_statement(sid, commit.completed_queue_claims)
+    if commit.committed_attachment_ids:
+        asked["attachments"] = Statement(HELD_ATTACHMENTS, (sid, _json(commit.committed_attachment_ids)))
+    rows = yield Read(*asked.values())
+    return _read_facts(target, dict(zip(asked, rows, strict=True)))
+
+
+def _read_facts(target: Target, rows: dict[str, list[Row]]) -> CommitFacts:
+    def of(name: str) -> list[Row]:
+        return rows.get(name, [])
+
+    held: dict[str, set[str]] = {}
+    for holder, ref in of("held") + of("held_by_frames"):
+        held.setdefault(holder, set()).add(ref)
+    config = of("config")
+    return CommitFacts(
+        lane=lane_facts(target, of("lane")),
+        receipt=_receipt(of("receipt")),
+        head=HeadFacts(*of("head")[0]) if of("head") else None,
+        initial_config_body=config[0][0] if config else None,
+        known={node_id: KnownNode(seq, bool(tombstoned)) for node_id, seq, tombstoned in of("nodes")},
+        frames=frozenset(frame_id for (frame_id,) in of("frames")),
+        held={holder: frozenset(refs) for holder, refs in held.items()},
+        usage={(source, model): TokenUsage(*counters) for source, model, *counters in of("usage")},
+        input_rows=[turn_input.held_row(row) for row in of("input")],
+        work_rows=[queued_work.held_row(row) for row in of("work")],
+        manifest=frozenset(attachment_id for (attachment_id,) in of("attachments")),
+    )
+
+
+def _receipt(rows: list[Row]) -> Receipt | None:
+    if not rows:
+        return None
+    turn_hash, result = rows[0]
+    return Receipt(turn_hash, stored(RuntimeCommitResult, result))
+
+
+def _json(ids: Iterable[str]) -> str:
+    return msgspec.json.encode(list(ids)).decode()
+
+
+def _settlement(given: CommitInput, plan: Settlement) -> Iterable[Statement | Many]:
+    """Give the statements that write a settlement, in the order in which they need each other."""
+    sid, revision = plan.lane.sid, plan.result.head_revision
+    yield from _graph(given, plan, sid)
+    yield from _blobs(given, plan, sid, revision)
+    for (source, model), usage in plan.usage.items():
+        yield Statement(PUT_USAGE, (sid, source, model, *msgspec.structs.astuple(usage)))
+    yield from _head(given, plan, sid, revision)
+    settled_ms = plan.lane.now_ms
+    for input_claim in given.commit.completed_turn_input_claims:
+        yield from turn_input.settle_claim(sid, input_claim, settled_ms)
+    if given.commit.interrupted_turn_input_turn_id is not None:
+        yield from turn_input.defer_interrupted(sid, given.commit.interrupted_turn_input_turn_id)
+    for work_claim in given.commit.completed_queue_claims:
+        yield from queued_work.settle_claim(sid, work_claim, settled_ms)
+    for attachment_id in given.commit.committed_attachment_ids:
+        yield Statement(STAMP_ATTACHMENT, (sid, attachment_id))
+    release = given.commit.release_session_execution_lease
+    if plan.releases and release is not None:
+        yield free_lane(sid, release)
+
+
+def _graph(given: CommitInput, plan: Settlement, sid: int) -> Iterable[Statement | Many]:
+    if plan.replaces:
+        yield Statement(DROP_LIVE_NODES, (sid,))
+    if plan.placed:
+        yield Many(
+            ADD_NODE,
+            [
+                (sid, node.seq, node.node_id, node.parent_seq, body)
+                for node, body in zip(plan.placed, given.node_bodies, strict=True)
+            ],
+        )
+    for at, (frame, body) in enumerate(zip(given.commit.agent_frames, given.frame_bodies, strict=True)):
+        # Frames stand in the order of the commits that brought them; the first insert settles a frame's place.
+        seq = plan.result.head_revision * _FRAMES_PER_COMMIT + at
+        yield Statement(PUT_FRAME, (sid, frame.frame_id, seq, body))
+
+
+def _blobs(given: CommitInput, plan: Settlement, sid: int, revision: int) -> Iterable[Statement]:
+    gained = set(plan.blobs_gained)
+    if given.checkpoint is not None:
+        for ref, content in given.checkpoint.contents.items():
+            if ref in gained:
+                yield Statement(ADD_BLOB, (ref, content))
+    for ref in plan.blobs_gained:
+        yield Statement(HOLD_BLOB, (sid, "head", ref))
+    for ref in plan.blobs_dropped:
+        yield Statement(DROP_BLOB, (sid, "head", ref, revision))
+    for holder, refs in plan.frame_blobs.items():
+        for ref in sorted(refs):
+            yield Statement(HOLD_BLOB, (sid, holder, ref))
+
+
+def _head(given: CommitInput, plan: Settlement, sid: int, revision: int) -> Iterable[Statement]:
+    result, stamp = plan.result, given.commit.turn_commit
+    checkpoint_ref = result.checkpoint_ref.sha256 if result.checkpoint_ref else None
+    yield Statement(
+        ADD_HEAD if plan.first else MOVE_HEAD,
+        (
+            sid,
+            revision,
+            result.leaf_node_id,
+            plan.node_count,
+            plan.next_seq,
+            plan.config_body,
+            plan.agent_frame_id,
+            checkpoint_ref,
+            plan.lane.now_ms,
+        ),
+    )
+    yield Statement(
+        ADD_TO_LOG,
+        (
+            sid,
+            revision,
+            "turn",
+            None if stamp is None else stamp.turn_id,
+            None if stamp is None else stamp.turn_commit_hash,
+            result.leaf_node_id,
+            checkpoint_ref,
+            plan.lane.now_ms,
+            None if stamp is None else encode(result).decode(),
+        ),
+    )

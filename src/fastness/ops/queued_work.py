@@ -1,0 +1,270 @@
+"""Enqueueing, listing, cancelling, claiming and settling queued work (laws W1 to W6, K1 to K4).
+
+A claim reads the facts of the batches at the head of the ready queue, lets ``decide.queued_work`` say which of them it
+takes, and reads the content of those alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from fastness.decide import limits
+from fastness.decide import queued_work as rules
+from fastness.decide.claims import Claimable, Grant
+from fastness.decide.lane import LaneFacts, require_live
+from fastness.decide.queued_work import WaitingWork, WorkRow
+from fastness.errors import InvalidInputError, QueuedWorkClaimExpiredError, SessionBindingMismatchError
+from fastness.model.base import encode, encode_checked
+from fastness.model.lease import SessionExecutionLeaseFence
+from fastness.model.queued_work import (
+    MergeKey,
+    QueuedWorkBatch,
+    QueuedWorkBatchDraft,
+    QueuedWorkClaim,
+    QueuedWorkClaimBoundary,
+    QueuedWorkClass,
+    QueuedWorkCompletion,
+)
+from fastness.ops import claims
+from fastness.ops.claims import EARLIER, FREE, GRANT_COLUMNS, NO_GRANT, claim_table, held_row
+from fastness.ops.lane import Target, draw_admission, lock_lane, lock_lane_or_create
+from fastness.sql.program import Program, Read, Row, Statement, Write
+
+__all__ = [
+    "abandon",
+    "cancel",
+    "claim_command",
+    "claim_exact",
+    "claim_ready",
+    "enqueue",
+    "held_row",
+    "held_statement",
+    "list_all",
+    "list_pending",
+    "renew",
+    "settle_claim",
+]
+
+WORK = claim_table("queued_work", "batch_id")
+
+_WAITING = f"select batch_id, seq, null, enqueued_ms, {GRANT_COLUMNS}, body from queued_work where sid = $1"
+_SETTLED = f"select batch_id, seq, state, enqueued_ms, {NO_GRANT}, body from queued_work_evidence where sid = $1"
+
+ADD_WORK = """
+    insert into queued_work (sid, seq, batch_id, source_key, work_class, delivery_policy, slot_policy, merge_key,
+        available_ms, enqueued_ms, body)
+    values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"""
+FIND_BY_KEY = f"{_WAITING} and source_key = $2 union all {_SETTLED} and source_key = $2"
+FIND_WAITING = f"{_WAITING} and batch_id = $2"
+LIST_ALL = f"{_WAITING} order by seq"
+LIST_PENDING = f"{_WAITING} and {FREE} order by seq"
+
+_FACTS = """
+    select batch_id, seq, claim_token, work_class, delivery_policy, slot_policy, merge_key
+    from queued_work where sid = $1"""
+HELD_EARLIER = f"{_FACTS} and {EARLIER} and work_class = $4"
+READY = f"{_FACTS} and {FREE} and available_ms <= $3 order by seq limit $4"
+
+_merge_key: msgspec.json.Decoder[MergeKey] = msgspec.json.Decoder(MergeKey)
+
+_Choice = Callable[[Sequence[WaitingWork]], Sequence[WaitingWork]]
+"""What a claim takes of the queue that it finds."""
+
+
+def enqueue(
+    target: Target, draft: QueuedWorkBatchDraft, minted_id: str, budget: int = limits.DEFAULT_COMMIT_BUDGET_BYTES
+) -> Program[QueuedWorkBatch]:
+    """Admit a batch, or give the one that its source key named before (law W1). Brings its session to life.
+
+    ``minted_id`` names the batch; ``budget`` is the most bytes that a draft may have.
+    """
+    limits.check_batch_draft(draft)
+    if draft.session_id != target.session_id:
+        raise SessionBindingMismatchError(target.session_id, draft.session_id)
+    body = encode_checked(draft)
+    limits.check_budget(len(body), budget)
+    lane = yield from lock_lane_or_create(target)
+    if draft.source_key is not None:
+        (known,) = yield Read(Statement(FIND_BY_KEY, (lane.sid, draft.source_key)))
+        if known:
+            return _batch(known[0], lane)
+    row = WorkRow(minted_id, lane.admission_seq + 1, None, lane.now_ms, Grant(), draft)
+    yield Write(draw_admission(lane), _add(lane.sid, row, body.decode()))
+    return rules.as_batch(row, "pending")
+
+
+def _add(sid: int, row: WorkRow, body: str) -> Statement:
+    draft = row.draft
+    params = (
+        sid,
+        row.seq,
+        row.batch_id,
+        draft.source_key,
+        rules.class_of(draft.payloads),
+        draft.delivery_policy,
+        draft.slot_policy,
+        encode(draft.merge_key).decode(),
+        draft.available_at_ms,
+        row.enqueued_ms,
+        body,
+    )
+    return Statement(ADD_WORK, params)
+
+
+def list_all(target: Target) -> Program[list[QueuedWorkBatch]]:
+    """List what waits and what is claimed, in the order of admission. Changes nothing."""
+    lane = yield from claims.look(target)
+    if lane is None:
+        return []
+    (rows,) = yield Read(Statement(LIST_ALL, (lane.sid,)))
+    return [_batch(row, lane) for row in rows]
+
+
+def list_pending(target: Target) -> Program[list[QueuedWorkBatch]]:
+    """List what no live claim holds, future batches included, in the order of admission. Changes nothing."""
+    lane = yield from claims.look(target)
+    if lane is None:
+        return []
+    (rows,) = yield Read(Statement(LIST_PENDING, (lane.sid, lane.live_token)))
+    return [_batch(row, lane) for row in rows]
+
+
+def cancel(target: Target, batch_id: str) -> Program[QueuedWorkBatch | None]:
+    """Cancel a batch that no live claim holds (law W6). None: it is held, settled or unknown."""
+    limits.check_id("batch_id", batch_id)
+    lane = yield from lock_lane(target)
+    if lane is None:
+        return None
+    (found,) = yield Read(Statement(FIND_WAITING, (lane.sid, batch_id)))
+    rows = [_work_row(row) for row in found]
+    if not rows or rules.state_of(rows[0], lane) != "pending":
+        return None
+    yield Write(*claims.cancel_rows(WORK, lane, (batch_id,)))
+    return rules.as_batch(rows[0], "cancelled")
+
+
+def claim_command(target: Target, fence: SessionExecutionLeaseFence, claim_id: str) -> Program[QueuedWorkClaim | None]:
+    """Claim the session command that leads the ready queue, alone (law W2).
+
+    A command that an earlier entry of the lease holds is granted again first (law L2).
+    """
+
+    def choose(queue: Sequence[WaitingWork]) -> Sequence[WaitingWork]:
+        command = rules.leading_command(queue)
+        return () if command is None else (command,)
+
+    return (yield from _claim(target, fence, claim_id, "session_command", "idle", 1, choose))
+
+
+def claim_ready(
+    target: Target,
+    fence: SessionExecutionLeaseFence,
+    boundary: QueuedWorkClaimBoundary,
+    max_batches: int,
+    claim_id: str,
+) -> Program[QueuedWorkClaim | None]:
+    """Claim the turn work that leads the ready queue, and what joins it (laws W2 to W4).
+
+    Turn work that an earlier entry of the lease holds leads, see ``decide.queued_work.queue_after_reentry`` (law L2).
+    """
+    limits.check_claim_boundary(boundary)
+    limits.check_positive("max_batches", max_batches)
+
+    def choose(queue: Sequence[WaitingWork]) -> Sequence[WaitingWork]:
+        return rules.leading_turn_work(queue, boundary, max_batches)
+
+    return (yield from _claim(target, fence, claim_id, "turn_work", boundary, max_batches, choose))
+
+
+def claim_exact(
+    target: Target,
+    fence: SessionExecutionLeaseFence,
+    boundary: QueuedWorkClaimBoundary,
+    batch_ids: Sequence[str],
+    claim_id: str,
+) -> Program[QueuedWorkClaim | None]:
+    """Claim exactly these batches of turn work, if a claim of that many would take them, in this order (law W5)."""
+    limits.check_claim_boundary(boundary)
+    if not batch_ids:
+        raise InvalidInputError("batch_ids", "is empty; name at least one batch")
+    for batch_id in batch_ids:
+        limits.check_id("batch_ids", batch_id)
+
+    def choose(queue: Sequence[WaitingWork]) -> Sequence[WaitingWork]:
+        return rules.exact_turn_work(queue, boundary, batch_ids)
+
+    return (yield from _claim(target, fence, claim_id, "turn_work", boundary, len(batch_ids), choose))
+
+
+def _claim(
+    target: Target,
+    fence: SessionExecutionLeaseFence,
+    claim_id: str,
+    work_class: QueuedWorkClass,
+    boundary: QueuedWorkClaimBoundary,
+    limit: int,
+    choose: _Choice,
+) -> Program[QueuedWorkClaim | None]:
+    limits.check_fence(fence)
+    lane = require_live((yield from lock_lane(target)), target.session_id, fence)
+    held, free = yield Read(
+        Statement(HELD_EARLIER, (lane.sid, lane.live_token, lane.lease_token, work_class)),
+        Statement(READY, (lane.sid, lane.live_token, lane.now_ms, limit)),
+    )
+    earlier = sorted(map(_waiting_work, held), key=lambda work: work.seq)
+    ready = [_waiting_work(row) for row in free]
+    chosen = choose(rules.queue_after_reentry(earlier, ready, work_class, boundary))
+    if not chosen:
+        return None
+    claimable = [Claimable(work.batch_id, work.seq, work.claim_token) for work in chosen]
+    token, granted = yield from claims.grant_rows(WORK, lane, claim_id, claimable)
+    batches = tuple(_granted_batch(row) for row in granted)
+    return QueuedWorkClaim(lane.session_id, claim_id, fence.owner, token, lane.fencing_token, lane.expires_ms, batches)
+
+
+def renew(target: Target, claim: QueuedWorkClaim) -> Program[QueuedWorkClaim]:
+    """Give a live claim back with its lease's expiry (law K1). Raises ``QueuedWorkClaimExpiredError``. Only reads."""
+    limits.check_type("claim", claim, QueuedWorkClaim)
+    limits.check_id("claim.claim_id", claim.claim_id)
+    lane = yield from claims.verify(WORK, target, rules.shown(claim), QueuedWorkClaimExpiredError)
+    return msgspec.structs.replace(claim, expires_at_epoch_ms=lane.expires_ms)
+
+
+def abandon(target: Target, claim: QueuedWorkClaim) -> Program[None]:
+    """Give up a claim; what is not its own any more stays as it is, and twice is fine (law K3)."""
+    limits.check_type("claim", claim, QueuedWorkClaim)
+    limits.check_id("claim.claim_id", claim.claim_id)
+    yield from claims.abandon(WORK, target, claim.claim_id)
+
+
+def held_statement(sid: int | None, completions: Sequence[QueuedWorkCompletion]) -> Statement:
+    """Give the statement that reads the facts of completions (law C6), for ``held_row``."""
+    return claims.held_statement(WORK, sid, (rules.shown(one) for one in completions))
+
+
+def settle_claim(sid: int, completion: QueuedWorkCompletion, settled_ms: int) -> tuple[Statement, ...]:
+    """Give the statements that complete a claim, once ``require_owned`` has passed it under this very lock."""
+    return claims.settle_claim(WORK, sid, completion.claim_id, settled_ms)
+
+
+def _waiting_work(row: Row) -> WaitingWork:
+    batch_id, seq, claim_token, work_class, delivery, slot, merge_key = row
+    return WaitingWork(batch_id, seq, claim_token, work_class, delivery, slot, _merge_key.decode(merge_key))
+
+
+def _granted_batch(row: claims.GrantedRow) -> QueuedWorkBatch:
+    draft = claims.read_draft(QueuedWorkBatchDraft, row.row_id, row.body)
+    return rules.as_batch(WorkRow(row.row_id, row.seq, None, row.enqueued_ms, Grant(), draft), "claimed")
+
+
+def _batch(row: Row, lane: LaneFacts) -> QueuedWorkBatch:
+    work = _work_row(row)
+    return rules.as_batch(work, rules.state_of(work, lane))
+
+
+def _work_row(row: Row) -> WorkRow:
+    batch_id, seq, settled, enqueued_ms, *grant, body = row
+    draft = claims.read_draft(QueuedWorkBatchDraft, batch_id, body)
+    return WorkRow(batch_id, seq, settled, enqueued_ms, Grant(*grant), draft)

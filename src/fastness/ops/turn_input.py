@@ -1,0 +1,316 @@
+"""Enqueueing, listing, cancelling, claiming and settling turn input (laws I1 to I6, K1 to K4).
+
+The scans that look for claimable rows restate ``decide.turn_input.effective_state`` in SQL, so that held rows are
+passed over before the limit counts (law K4) and no body is read that is not granted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from fastness.decide import limits
+from fastness.decide import turn_input as rules
+from fastness.decide.claims import Claimable, Grant, pick
+from fastness.decide.lane import LaneFacts, require_live
+from fastness.decide.turn_input import InputRow
+from fastness.errors import SessionBindingMismatchError, TurnInputClaimExpiredError
+from fastness.model.base import encode_checked
+from fastness.model.checkpoint import CheckpointKind
+from fastness.model.lease import SessionExecutionLeaseFence
+from fastness.model.turn_input import (
+    ActiveTurn,
+    AnchorNotFound,
+    ByInputId,
+    BySourceKey,
+    NotFound,
+    PendingTurnInput,
+    PendingTurnInputCancelOutcome,
+    PendingTurnInputCancelResult,
+    PendingTurnInputCancelTarget,
+    PendingTurnInputDraft,
+    PendingTurnInputSuffixCancelOutcome,
+    SuffixOutcomes,
+    TurnInputClaim,
+    TurnInputCompletion,
+    TurnInputState,
+)
+from fastness.ops import claims
+from fastness.ops.claims import EARLIER, FREE, GRANT_COLUMNS, NO_GRANT, ClaimTable, claim_table, held_row
+from fastness.ops.lane import Target, draw_admission, lock_lane, lock_lane_or_create
+from fastness.sql.program import Program, Read, Row, Statement, Write
+
+__all__ = [
+    "abandon",
+    "cancel",
+    "cancel_many",
+    "cancel_suffix",
+    "claim_active",
+    "claim_next",
+    "defer_interrupted",
+    "enqueue",
+    "held_row",
+    "held_statement",
+    "list_pending",
+    "renew",
+    "settle_claim",
+]
+
+# What is granted to its turn keeps that turn's name, what is granted as next-turn input is next-turn input for good.
+ACTIVE = claim_table("turn_input", "input_id", ", state = 'accepted'")
+NEXT = claim_table("turn_input", "input_id", ", state = 'deferred_next_turn', turn_id = null, min_boundary = null")
+
+_TURN_IS_SETTLED = """exists (
+        select 1 from commit_log c where c.sid = t.sid and c.turn_id = t.turn_id and c.turn_hash is not null)"""
+
+_WAITING = f"""
+    select t.input_id, t.seq, t.state, t.admission_token, {_TURN_IS_SETTLED}, t.enqueued_ms, {GRANT_COLUMNS}, t.body
+    from turn_input t where t.sid = $1"""
+_SETTLED = f"""
+    select input_id, seq, state, 0, false, enqueued_ms, {NO_GRANT}, body
+    from turn_input_evidence where sid = $1"""
+
+ADD_INPUT = """
+    insert into turn_input (sid, seq, input_id, source_key, state, turn_id, min_boundary, admission_token, enqueued_ms,
+        body)
+    values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"""
+FIND_BY_ID = f"{_WAITING} and t.input_id in any_of($2) union all {_SETTLED} and input_id in any_of($2)"
+FIND_BY_KEY = f"{_WAITING} and t.source_key in any_of($2) union all {_SETTLED} and source_key in any_of($2)"
+FIND_RECEIPT = "select 1 from commit_log where sid = $1 and turn_id = $2 and turn_hash is not null"
+LIST_PENDING = f"{_WAITING} and {FREE} order by t.seq"
+LIST_AFTER = f"{_WAITING} and t.seq > $2 order by t.seq"
+
+# $2 is the lane's live token; $3 the lease token of the entry that asks, or the limit.
+_CLAIMABLE = "select t.input_id, t.seq, t.claim_token from turn_input t where t.sid = $1"
+# Input for after_work is admitted at both boundaries, input for before_completion only there.
+_OF_TURN = "t.turn_id = $4 and (t.min_boundary = 'after_work' or t.min_boundary = $5)"
+ACTIVE_EARLIER = f"{_CLAIMABLE} and {EARLIER} and {_OF_TURN}"
+ACTIVE_FREE = f"{_CLAIMABLE} and {FREE} and {_OF_TURN} order by t.seq limit $3"
+NEXT_EARLIER = f"{_CLAIMABLE} and {EARLIER} and t.turn_id is null"
+NEXT_FREE = f"""{_CLAIMABLE} and {FREE}
+        and (t.turn_id is null or t.state = 'accepted' or t.admission_token <> $2 or {_TURN_IS_SETTLED})
+    order by t.seq limit $3"""
+
+DEFER_INTERRUPTED = """
+    update turn_input set state = 'deferred_next_turn', turn_id = null, min_boundary = null, claim_id = null,
+        lane_token = 0, lease_token = null
+    where sid = $1 and turn_id = $2"""
+
+
+def enqueue(
+    target: Target, draft: PendingTurnInputDraft, minted_id: str, budget: int = limits.DEFAULT_COMMIT_BUDGET_BYTES
+) -> Program[PendingTurnInput]:
+    """Admit input, or give the row that this very submission made before (law I1). Brings its session to life.
+
+    ``minted_id`` names the row where the draft names none; ``budget`` is the most bytes a draft may have.
+    """
+    limits.check_input_draft(draft)
+    if draft.session_id != target.session_id:
+        raise SessionBindingMismatchError(target.session_id, draft.session_id)
+    body = encode_checked(draft)
+    limits.check_budget(len(body), budget)
+    lane = yield from lock_lane_or_create(target)
+    known = yield from _find(lane, _names_of(draft))
+    row = rules.resubmitted(draft, known)
+    if row is None:
+        row = yield from _admit(lane, draft, draft.input_id or minted_id, body.decode())
+    return rules.as_input(row, rules.effective_state(row, lane))
+
+
+def _names_of(draft: PendingTurnInputDraft) -> list[PendingTurnInputCancelTarget]:
+    names: list[PendingTurnInputCancelTarget] = []
+    if draft.source_key is not None:
+        names.append(BySourceKey(draft.source_key))
+    if draft.input_id is not None:
+        names.append(ByInputId(draft.input_id))
+    return names
+
+
+def _admit(lane: LaneFacts, draft: PendingTurnInputDraft, input_id: str, body: str) -> Program[InputRow]:
+    turn = draft.ingress if isinstance(draft.ingress, ActiveTurn) else None
+    state: TurnInputState = "pending_active" if turn else "deferred_next_turn"
+    turn_settled = False
+    if turn is not None:
+        (receipts,) = yield Read(Statement(FIND_RECEIPT, (lane.sid, turn.turn_id)))
+        turn_settled = bool(receipts)
+    seq = lane.admission_seq + 1
+    of_turn = (turn.turn_id, turn.min_boundary) if turn else (None, None)
+    add = (lane.sid, seq, input_id, draft.source_key, state, *of_turn, lane.live_token, lane.now_ms, body)
+    yield Write(draw_admission(lane), Statement(ADD_INPUT, add))
+    return InputRow(input_id, seq, state, lane.live_token, turn_settled, lane.now_ms, Grant(), draft)
+
+
+def list_pending(target: Target) -> Program[list[PendingTurnInput]]:
+    """List what waits, in the order of admission, each row as what it counts as now (laws I2, I4). Changes nothing."""
+    lane = yield from claims.look(target)
+    if lane is None:
+        return []
+    (found,) = yield Read(Statement(LIST_PENDING, (lane.sid, lane.live_token)))
+    rows = (_input_row(row) for row in found)
+    return [rules.as_input(row, rules.effective_state(row, lane)) for row in rows]
+
+
+def cancel(target: Target, input_id: str) -> Program[PendingTurnInputCancelOutcome]:
+    """Cancel one row (law I6)."""
+    (result,) = yield from cancel_many(target, (ByInputId(input_id),))
+    return result.outcome
+
+
+def cancel_many(
+    target: Target, targets: Sequence[PendingTurnInputCancelTarget]
+) -> Program[list[PendingTurnInputCancelResult]]:
+    """Cancel several rows at once, with one outcome for each target in its order (law I6)."""
+    for one in targets:
+        limits.check_cancel_target(one)
+    lane = yield from lock_lane(target)
+    if lane is None:
+        return [PendingTurnInputCancelResult(one, NotFound()) for one in targets]
+    rows = yield from _find(lane, targets)
+    return (yield from _cancel(lane, rules.cancel(targets, rows, lane)))
+
+
+def cancel_suffix(target: Target, anchor: PendingTurnInputCancelTarget) -> Program[PendingTurnInputSuffixCancelOutcome]:
+    """Cancel a row and every unsettled one after it (law I6). A settled anchor is reported, the rest still goes."""
+    limits.check_cancel_target(anchor)
+    lane = yield from lock_lane(target)
+    if lane is None:
+        return AnchorNotFound()
+    found = yield from _find(lane, (anchor,))
+    if not found:
+        return AnchorNotFound()
+    (after,) = yield Read(Statement(LIST_AFTER, (lane.sid, found[0].seq)))
+    results = rules.cancel_suffix(anchor, found[0], [_input_row(row) for row in after], lane)
+    return SuffixOutcomes(tuple((yield from _cancel(lane, results))))
+
+
+def _cancel(
+    lane: LaneFacts, results: list[PendingTurnInputCancelResult]
+) -> Program[list[PendingTurnInputCancelResult]]:
+    ids = rules.cancelled_ids(results)
+    if ids:
+        yield Write(*claims.cancel_rows(ACTIVE, lane, ids))
+    return results
+
+
+def _find(lane: LaneFacts, names: Sequence[PendingTurnInputCancelTarget]) -> Program[list[InputRow]]:
+    """Find all rows that are named, waiting or settled, each once."""
+    ids = [name.input_id for name in names if isinstance(name, ByInputId)]
+    keys = [name.source_key for name in names if isinstance(name, BySourceKey)]
+    asked = [Statement(FIND_BY_ID, (lane.sid, claims.id_list(ids)))] if ids else []
+    if keys:
+        asked.append(Statement(FIND_BY_KEY, (lane.sid, claims.id_list(keys))))
+    if not asked:
+        return []
+    found = yield Read(*asked)
+    rows = {row[0]: row for rows in found for row in rows}
+    return [_input_row(row) for row in rows.values()]
+
+
+def claim_active(
+    target: Target,
+    fence: SessionExecutionLeaseFence,
+    turn_id: str,
+    checkpoint: CheckpointKind,
+    max_inputs: int,
+    claim_id: str,
+) -> Program[TurnInputClaim | None]:
+    """Claim what was said to the running turn and may be heard at this checkpoint (laws I3, I4).
+
+    What an earlier entry of the lease holds of this turn's input comes first and counts towards the limit (law L2), as
+    far as the checkpoint admits it. What that entry claimed as next-turn input is for ``claim_next`` to grant again.
+    """
+    limits.check_id("turn_id", turn_id)
+    limits.check_checkpoint("checkpoint", checkpoint)
+    lane = yield from _live_lane(target, fence, max_inputs)
+    earlier, free = yield Read(
+        Statement(ACTIVE_EARLIER, (lane.sid, lane.live_token, lane.lease_token, turn_id, checkpoint)),
+        Statement(ACTIVE_FREE, (lane.sid, lane.live_token, max_inputs, turn_id, checkpoint)),
+    )
+    chosen = _pick(earlier, free, max_inputs)
+    return (yield from _grant(ACTIVE, lane, fence, claim_id, chosen))
+
+
+def claim_next(
+    target: Target, fence: SessionExecutionLeaseFence, max_inputs: int, claim_id: str
+) -> Program[TurnInputClaim | None]:
+    """Claim input for the turn that begins: all that counts as next-turn input (laws I3, I4).
+
+    What an earlier entry of the lease holds as next-turn input comes first and counts towards the limit (law L2). What
+    it accepted for its running turn is for ``claim_active`` to grant again.
+    """
+    lane = yield from _live_lane(target, fence, max_inputs)
+    earlier, free = yield Read(
+        Statement(NEXT_EARLIER, (lane.sid, lane.live_token, lane.lease_token)),
+        Statement(NEXT_FREE, (lane.sid, lane.live_token, max_inputs)),
+    )
+    chosen = _pick(earlier, free, max_inputs)
+    return (yield from _grant(NEXT, lane, fence, claim_id, chosen))
+
+
+def _live_lane(target: Target, fence: SessionExecutionLeaseFence, max_inputs: int) -> Program[LaneFacts]:
+    limits.check_fence(fence)
+    limits.check_positive("max_inputs", max_inputs)
+    lane = yield from lock_lane(target)
+    return require_live(lane, target.session_id, fence)
+
+
+def _pick(earlier: list[Row], free: list[Row], limit: int) -> Sequence[Claimable]:
+    return pick((Claimable(*row) for row in earlier), (Claimable(*row) for row in free), limit)
+
+
+def _grant(
+    table: ClaimTable, lane: LaneFacts, fence: SessionExecutionLeaseFence, claim_id: str, chosen: Sequence[Claimable]
+) -> Program[TurnInputClaim | None]:
+    if not chosen:
+        return None
+    state: TurnInputState = "accepted" if table is ACTIVE else "deferred_next_turn"
+    token, granted = yield from claims.grant_rows(table, lane, claim_id, chosen)
+    inputs = []
+    for row in granted:
+        draft = claims.read_draft(PendingTurnInputDraft, row.row_id, row.body)
+        kept = InputRow(row.row_id, row.seq, state, lane.live_token, False, row.enqueued_ms, Grant(), draft)
+        inputs.append(rules.as_input(kept, state))
+    return TurnInputClaim(
+        lane.session_id, claim_id, fence.owner, token, lane.fencing_token, lane.expires_ms, tuple(inputs)
+    )
+
+
+def renew(target: Target, claim: TurnInputClaim) -> Program[TurnInputClaim]:
+    """Give a live claim back with its lease's expiry (law K1). Raises ``TurnInputClaimExpiredError``. Only reads."""
+    limits.check_type("claim", claim, TurnInputClaim)
+    limits.check_id("claim.claim_id", claim.claim_id)
+    lane = yield from claims.verify(ACTIVE, target, rules.shown(claim), TurnInputClaimExpiredError)
+    return msgspec.structs.replace(claim, expires_at_epoch_ms=lane.expires_ms)
+
+
+def abandon(target: Target, claim: TurnInputClaim) -> Program[None]:
+    """Give up a claim; what is not its own any more stays as it is, and twice is fine (law K3)."""
+    limits.check_type("claim", claim, TurnInputClaim)
+    limits.check_id("claim.claim_id", claim.claim_id)
+    yield from claims.abandon(ACTIVE, target, claim.claim_id)
+
+
+def held_statement(sid: int | None, completions: Sequence[TurnInputCompletion]) -> Statement:
+    """Give the statement that reads the facts of completions (law C6), for ``held_row``."""
+    return claims.held_statement(ACTIVE, sid, (rules.shown(one) for one in completions))
+
+
+def settle_claim(sid: int, completion: TurnInputCompletion, settled_ms: int) -> tuple[Statement, ...]:
+    """Give the statements that complete a claim, once ``require_owned`` has passed it under this very lock."""
+    return claims.settle_claim(ACTIVE, sid, completion.claim_id, settled_ms)
+
+
+def defer_interrupted(sid: int, turn_id: str) -> tuple[Statement, ...]:
+    """Give the statements that leave the rest of a turn's input to the next turn (law I5).
+
+    They come after the commit's completions. The rows forget the turn, so that it happens once, and their claims, so
+    that the next turn finds them at once.
+    """
+    return (Statement(DEFER_INTERRUPTED, (sid, turn_id)),)
+
+
+def _input_row(row: Row) -> InputRow:
+    input_id, seq, state, admission_token, turn_settled, enqueued_ms, *grant, body = row
+    draft = claims.read_draft(PendingTurnInputDraft, input_id, body)
+    return InputRow(input_id, seq, state, admission_token, bool(turn_settled), enqueued_ms, Grant(*grant), draft)

@@ -1,0 +1,42 @@
+"""Token usage as recorders write it: an OpenAI ``usage`` object beside a message or a record, if there is one."""
+
+from __future__ import annotations
+
+import msgspec
+
+from fastness.formats.foreign import fields_or_none, text_or_none
+from fastness.model.checkpoint import TokenUsage
+
+_MAX = 2**63 - 1
+_number = msgspec.json.Decoder(int)
+
+
+def usage_of(owner: msgspec.Raw) -> tuple[str, TokenUsage] | None:
+    """Give the model and the usage that a message or a record names. Counters that are none count as zero."""
+    fields = fields_or_none(owner) or {}
+    usage = _object(fields, "usage")
+    if usage is None:
+        return None
+    read = _object(usage, "prompt_tokens_details") or {}
+    written = _object(usage, "completion_tokens_details") or {}
+    found = TokenUsage(
+        input_tokens=_count(usage, "prompt_tokens"),
+        output_tokens=_count(usage, "completion_tokens"),
+        cache_read_tokens=_count(read, "cached_tokens"),
+        reasoning_output_tokens=_count(written, "reasoning_tokens"),
+    )
+    return None if found == TokenUsage() else (text_or_none(fields.get("model")) or "", found)
+
+
+def _object(fields: dict[str, msgspec.Raw], key: str) -> dict[str, msgspec.Raw] | None:
+    value = fields.get(key)
+    return fields_or_none(value) if value is not None else None
+
+
+def _count(fields: dict[str, msgspec.Raw], key: str) -> int:
+    try:
+        found = _number.decode(fields.get(key, b"0"))
+    except msgspec.DecodeError:
+        return 0
+    # A counter that a store must refuse is no reason to refuse the conversation: its record is kept whole anyway.
+    return found if 0 <= found <= _MAX >> 20 else 0

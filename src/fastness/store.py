@@ -1,0 +1,418 @@
+"""The store of one session: the five capabilities, each a program handed to the engine.
+
+A ``SessionStore`` is bound to one session and serves the lanes, inputs and queues of every session of its database. It
+draws the random tokens, checks what comes from outside, and holds no rule and no SQL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from fastness.decide import limits
+from fastness.decide.commit_input import prepare
+from fastness.engines.engine import Engine
+from fastness.errors import ContendedError, LeaseExpiredError, SessionBindingMismatchError
+from fastness.liveness import is_dead
+from fastness.model import (
+    AttachmentIntent,
+    AttachmentManifestEntry,
+    AttachmentReclaimGrant,
+    CheckpointKind,
+    DurabilityTier,
+    GcReport,
+    LeaseOwnerIdentity,
+    LocalProcess,
+    PendingTurnInput,
+    PendingTurnInputCancelOutcome,
+    PendingTurnInputCancelResult,
+    PendingTurnInputCancelTarget,
+    PendingTurnInputDraft,
+    PendingTurnInputSuffixCancelOutcome,
+    PersistedSessionRead,
+    QueuedWorkBatch,
+    QueuedWorkBatchDraft,
+    QueuedWorkClaim,
+    QueuedWorkClaimBoundary,
+    RuntimeCommit,
+    RuntimeCommitResult,
+    SessionExecutionLease,
+    SessionExecutionLeaseClaimOutcome,
+    SessionExecutionLeaseCompletion,
+    SessionExecutionLeaseFence,
+    SessionHeadMeta,
+    SessionMeta,
+    SessionNodeRecord,
+    SessionReadScope,
+    TurnInputClaim,
+    VacuumReport,
+)
+from fastness.ops import directory, lane, load, maintenance, manifest, queued_work, turn_input
+from fastness.ops.commit import commit as settle
+from fastness.ops.lane import Target
+
+_INTENT_POLL_S = 0.05
+
+
+class StoreOptions(msgspec.Struct, frozen=True):
+    """How a store behaves where the host has a say.
+
+    ``commit_budget_bytes`` bounds what one call may write. ``is_dead`` proves that a process is gone (law L6).
+    ``intent_wait_ms`` bounds the wait of an intent for a sweep that has marked its content (law A4).
+    """
+
+    commit_budget_bytes: int = limits.DEFAULT_COMMIT_BUDGET_BYTES
+    is_dead: Callable[[LocalProcess], bool] = is_dead
+    intent_wait_ms: int = 70_000
+
+
+def _token() -> str:
+    return secrets.token_hex(16)
+
+
+class SessionStore:
+    """All five capabilities (``RuntimePersistence``) for one session of one database."""
+
+    def __init__(self, engine: Engine, session_id: str, sid: int | None = None, options: StoreOptions | None = None):
+        self.session_id = limits.check_id("session_id", session_id)
+        self.durability_tier: DurabilityTier = engine.durability_tier
+        self._engine = engine
+        self._sid = sid
+        self._options = options or StoreOptions()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of session {self.session_id!r}, {self.durability_tier}>"
+
+    async def _bound(self) -> Target:
+        """This handle's session. A handle of an unknown session binds itself once the session has come to life."""
+        if self._sid is None:
+            self._sid = await self._engine.read(lambda: directory.sid_of(self.session_id))
+        return Target(self.session_id, self._sid)
+
+    async def _target(self, session_id: str) -> Target:
+        if session_id == self.session_id:
+            return await self._bound()
+        return Target(limits.check_id("session_id", session_id))
+
+    # --- the settled state ---
+
+    async def load_session(self, scope: SessionReadScope) -> PersistedSessionRead | None:
+        """Load the settled state, None before the first commit (laws G2, G3)."""
+        target = await self._bound()
+        return await self._engine.read(lambda: load.load_session(target, scope))
+
+    async def load_node(self, node_id: str) -> SessionNodeRecord | None:
+        """Load one live node."""
+        limits.check_id("node_id", node_id)
+        target = await self._bound()
+        return await self._engine.read(lambda: load.load_node(target, node_id))
+
+    async def load_head(self) -> SessionHeadMeta | None:
+        """Load the head's row: is what I hold still current? None before the first commit."""
+        target = await self._bound()
+        return await self._engine.read(lambda: load.load_head(target))
+
+    async def load_session_meta(self) -> SessionMeta | None:
+        """Load what is known of the session, None for one that does not exist."""
+        target = await self._bound()
+        return await self._engine.read(lambda: load.load_meta(target))
+
+    async def save_session_meta(self, meta: SessionMeta) -> None:
+        """Describe the session anew."""
+        limits.check_meta(meta)
+        if meta.session_id != self.session_id:
+            raise SessionBindingMismatchError(self.session_id, meta.session_id)
+        target = await self._bound()
+        self._sid = await self._engine.write(lambda: directory.save_meta(target, meta))
+
+    async def commit_runtime_state(self, commit: RuntimeCommit) -> RuntimeCommitResult:
+        """Settle a turn: all of it, exactly once, or nothing (laws C1 to C14)."""
+        given = prepare(commit, self._options.commit_budget_bytes)
+        target = await self._bound()
+        if target.sid is None:
+            raise LeaseExpiredError(self.session_id, None, "unknown")
+        minted = tuple(_token() for _ in commit.outbox)
+        return await self._engine.write(lambda: settle(target, given, minted))
+
+    # --- the lane ---
+
+    async def try_claim_session_execution_lease(
+        self, session_id: str, owner: LeaseOwnerIdentity, lease_ttl_ms: int
+    ) -> SessionExecutionLeaseClaimOutcome:
+        """Claim the lane of a session (laws L1 to L3)."""
+        limits.check_owner(owner)
+        limits.check_ttl(lease_ttl_ms)
+        target, token = await self._target(session_id), _token()
+        return await self._engine.write(lambda: lane.claim(target, owner, token, lease_ttl_ms))
+
+    async def reclaim_session_execution_lease(
+        self,
+        session_id: str,
+        owner: LeaseOwnerIdentity,
+        observed_holder: SessionExecutionLeaseFence,
+        lease_ttl_ms: int,
+    ) -> SessionExecutionLeaseClaimOutcome:
+        """Claim the lane from a holder that is provably dead (law L6)."""
+        limits.check_owner(owner)
+        limits.check_ttl(lease_ttl_ms)
+        limits.check_fence(observed_holder)
+        target, token = await self._target(session_id), _token()
+        holder = await self._engine.read(lambda: lane.observe(target))
+        dead = None
+        # Death is probed outside the transaction; inside, it counts only for the very process that was probed.
+        if holder is not None and isinstance(holder.owner.liveness, LocalProcess):
+            dead = holder.owner.liveness if self._options.is_dead(holder.owner.liveness) else None
+        return await self._engine.write(lambda: lane.reclaim(target, owner, observed_holder, dead, token, lease_ttl_ms))
+
+    async def renew_session_execution_lease(
+        self, fence: SessionExecutionLeaseFence, lease_ttl_ms: int
+    ) -> SessionExecutionLease:
+        """Extend a lease that is still live (law L4)."""
+        limits.check_fence(fence)
+        limits.check_ttl(lease_ttl_ms)
+        target = await self._target(fence.session_id)
+        return await self._engine.write(lambda: lane.renew(target, fence, lease_ttl_ms))
+
+    async def release_session_execution_lease(self, completion: SessionExecutionLeaseCompletion) -> None:
+        """Give the lane back; twice is fine (law L5)."""
+        limits.check_completion(completion)
+        target = await self._target(completion.session_id)
+        await self._engine.write(lambda: lane.release(target, completion))
+
+    # --- turn input ---
+
+    async def enqueue_pending_turn_input(self, draft: PendingTurnInputDraft) -> PendingTurnInput:
+        """Keep what a user said until a turn consumes it (law I1)."""
+        limits.check_input_draft(draft)
+        limits.check_size(draft, self._options.commit_budget_bytes)
+        target, minted = await self._target(draft.session_id), _token()
+        return await self._engine.write(lambda: turn_input.enqueue(target, draft, minted))
+
+    async def list_pending_turn_inputs(self, session_id: str) -> list[PendingTurnInput]:
+        """List what waits, in the order of admission (law I2)."""
+        target = await self._target(session_id)
+        return await self._engine.read(lambda: turn_input.list_pending(target))
+
+    async def cancel_pending_turn_input(self, session_id: str, input_id: str) -> PendingTurnInputCancelOutcome:
+        """Cancel one input, unless a live claim holds it (law I6)."""
+        limits.check_id("input_id", input_id)
+        target = await self._target(session_id)
+        return await self._engine.write(lambda: turn_input.cancel(target, input_id))
+
+    async def cancel_pending_turn_inputs(
+        self, session_id: str, targets: Sequence[PendingTurnInputCancelTarget]
+    ) -> list[PendingTurnInputCancelResult]:
+        """Cancel several inputs in one transaction, one outcome for each target (law I6)."""
+        for each in targets:
+            limits.check_cancel_target(each)
+        target = await self._target(session_id)
+        return await self._engine.write(lambda: turn_input.cancel_many(target, tuple(targets)))
+
+    async def cancel_pending_turn_input_suffix(
+        self, session_id: str, anchor: PendingTurnInputCancelTarget
+    ) -> PendingTurnInputSuffixCancelOutcome:
+        """Cancel an input and everything admitted after it (law I6)."""
+        limits.check_cancel_target(anchor)
+        target = await self._target(session_id)
+        return await self._engine.write(lambda: turn_input.cancel_suffix(target, anchor))
+
+    async def claim_active_turn_inputs(
+        self,
+        session_id: str,
+        fence: SessionExecutionLeaseFence,
+        *,
+        turn_id: str,
+        checkpoint: CheckpointKind,
+        max_inputs: int,
+    ) -> TurnInputClaim | None:
+        """Claim input for the turn that runs, at a safe boundary (laws K, I3)."""
+        limits.check_fence(fence)
+        limits.check_id("turn_id", turn_id)
+        limits.check_checkpoint("checkpoint", checkpoint)
+        limits.check_positive("max_inputs", max_inputs)
+        target, claim_id = await self._target(session_id), _token()
+        return await self._engine.write(
+            lambda: turn_input.claim_active(target, fence, turn_id, checkpoint, max_inputs, claim_id)
+        )
+
+    async def claim_next_turn_inputs(
+        self, session_id: str, fence: SessionExecutionLeaseFence, *, max_inputs: int
+    ) -> TurnInputClaim | None:
+        """Claim input for the next turn, between turns (laws K, I3, I4)."""
+        limits.check_fence(fence)
+        limits.check_positive("max_inputs", max_inputs)
+        target, claim_id = await self._target(session_id), _token()
+        return await self._engine.write(lambda: turn_input.claim_next(target, fence, max_inputs, claim_id))
+
+    async def renew_turn_input_claim(self, claim: TurnInputClaim) -> TurnInputClaim:
+        """Verify that a claim is live; it lives as long as the lease (law K1)."""
+        limits.check_type("claim", claim, TurnInputClaim)
+        target = await self._target(claim.session_id)
+        return await self._engine.read(lambda: turn_input.renew(target, claim))
+
+    async def abandon_turn_input_claim(self, claim: TurnInputClaim) -> None:
+        """Give claimed input back; twice is fine (law K3)."""
+        limits.check_type("claim", claim, TurnInputClaim)
+        target = await self._target(claim.session_id)
+        await self._engine.write(lambda: turn_input.abandon(target, claim))
+
+    # --- queued work ---
+
+    async def enqueue_queued_work(self, draft: QueuedWorkBatchDraft) -> QueuedWorkBatch:
+        """Keep work until the session does it (laws W1, W6)."""
+        limits.check_batch_draft(draft)
+        limits.check_size(draft, self._options.commit_budget_bytes)
+        target, minted = await self._target(draft.session_id), _token()
+        return await self._engine.write(lambda: queued_work.enqueue(target, draft, minted))
+
+    async def claim_leading_ready_session_command(
+        self, session_id: str, fence: SessionExecutionLeaseFence
+    ) -> QueuedWorkClaim | None:
+        """Claim the command at the head of the ready queue, if a command is there (law W2)."""
+        limits.check_fence(fence)
+        target, claim_id = await self._target(session_id), _token()
+        return await self._engine.write(lambda: queued_work.claim_command(target, fence, claim_id))
+
+    async def claim_ready_queued_work(
+        self,
+        session_id: str,
+        fence: SessionExecutionLeaseFence,
+        *,
+        boundary: QueuedWorkClaimBoundary,
+        max_batches: int,
+    ) -> QueuedWorkClaim | None:
+        """Claim the turn work at the head of the ready queue and what joins it (laws W2 to W4)."""
+        limits.check_fence(fence)
+        limits.check_claim_boundary(boundary)
+        limits.check_positive("max_batches", max_batches)
+        target, claim_id = await self._target(session_id), _token()
+        return await self._engine.write(lambda: queued_work.claim_ready(target, fence, boundary, max_batches, claim_id))
+
+    async def claim_ready_queued_work_by_batch_ids(
+        self,
+        session_id: str,
+        fence: SessionExecutionLeaseFence,
+        *,
+        boundary: QueuedWorkClaimBoundary,
+        batch_ids: Sequence[str],
+    ) -> QueuedWorkClaim | None:
+        """Claim exactly these batches, or nothing (law W5)."""
+        limits.check_fence(fence)
+        limits.check_claim_boundary(boundary)
+        for batch_id in batch_ids:
+            limits.check_id("batch_ids", batch_id)
+        target, claim_id, ids = await self._target(session_id), _token(), tuple(batch_ids)
+        return await self._engine.write(lambda: queued_work.claim_exact(target, fence, boundary, ids, claim_id))
+
+    async def renew_queued_work_claim(self, claim: QueuedWorkClaim) -> QueuedWorkClaim:
+        """Verify that a claim is live; it lives as long as the lease (law K1)."""
+        limits.check_type("claim", claim, QueuedWorkClaim)
+        target = await self._target(claim.session_id)
+        return await self._engine.read(lambda: queued_work.renew(target, claim))
+
+    async def abandon_queued_work_claim(self, claim: QueuedWorkClaim) -> None:
+        """Give claimed work back; twice is fine (law K3)."""
+        limits.check_type("claim", claim, QueuedWorkClaim)
+        target = await self._target(claim.session_id)
+        await self._engine.write(lambda: queued_work.abandon(target, claim))
+
+    async def cancel_queued_work_batch(self, session_id: str, batch_id: str) -> QueuedWorkBatch | None:
+        """Cancel a batch that no live claim holds (law W6)."""
+        limits.check_id("batch_id", batch_id)
+        target = await self._target(session_id)
+        return await self._engine.write(lambda: queued_work.cancel(target, batch_id))
+
+    async def list_queued_work(self, session_id: str) -> list[QueuedWorkBatch]:
+        """List all work that is not settled, held batches included."""
+        target = await self._target(session_id)
+        return await self._engine.read(lambda: queued_work.list_all(target))
+
+    async def list_pending_queued_work(self, session_id: str) -> list[QueuedWorkBatch]:
+        """List all work that is not settled and not held."""
+        target = await self._target(session_id)
+        return await self._engine.read(lambda: queued_work.list_pending(target))
+
+    # --- the attachment manifest ---
+
+    async def record_intent(self, intent: AttachmentIntent) -> None:
+        """Record that bytes are about to be put; waits while a sweep is at the same content (law A4)."""
+        limits.check_type("intent", intent, AttachmentIntent)
+        limits.check_attachment_ref("intent.reference", intent.reference)
+        target = await self._target(intent.session_id)
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        while await self._engine.write(lambda: manifest.record_intent(target, intent)):
+            waited_ms = int((loop.time() - started) * 1000)
+            if waited_ms >= self._options.intent_wait_ms:
+                raise ContendedError("a sweep still has this attachment marked", waited_ms)
+            await asyncio.sleep(_INTENT_POLL_S * (0.5 + random.random()))  # noqa: S311 - jitter
+
+    async def commit_refs(self, session_id: str, attachment_ids: Sequence[str]) -> None:
+        """Stamp intents outside of a turn; commits stamp by themselves."""
+        for attachment_id in attachment_ids:
+            limits.check_id("attachment_ids", attachment_id)
+        target, ids = await self._target(session_id), tuple(attachment_ids)
+        await self._engine.write(lambda: manifest.commit_refs(target, ids))
+
+    async def holds_ref(self, session_id: str, attachment_id: str) -> bool:
+        """Whether the session's own manifest holds the content (law A3)."""
+        limits.check_id("attachment_id", attachment_id)
+        target = await self._target(session_id)
+        return await self._engine.read(lambda: manifest.holds_ref(target, attachment_id))
+
+    async def list_uncommitted(self, older_than_epoch_ms: int) -> list[AttachmentManifestEntry]:
+        """List intents and releases of the whole database up to a time, inclusive."""
+        limits.check_int63("older_than_epoch_ms", older_than_epoch_ms)
+        return await self._engine.read(lambda: manifest.list_uncommitted(older_than_epoch_ms))
+
+    async def begin_reclaim(
+        self, attachment_ids: Sequence[str], *, older_than_epoch_ms: int, mark_ttl_ms: int = 60_000
+    ) -> AttachmentReclaimGrant:
+        """Mark content that nobody needs; its bytes may be deleted until the mark lapses (law A4)."""
+        limits.check_int63("older_than_epoch_ms", older_than_epoch_ms)
+        limits.check_ttl(mark_ttl_ms)
+        for attachment_id in attachment_ids:
+            limits.check_id("attachment_ids", attachment_id)
+        sweep_id, ids = _token(), tuple(attachment_ids)
+        return await self._engine.write(lambda: manifest.begin_reclaim(ids, older_than_epoch_ms, mark_ttl_ms, sweep_id))
+
+    async def finish_reclaim(self, grant: AttachmentReclaimGrant) -> int:
+        """Forget what was swept. Gives how many contents the sweep still had marked."""
+        limits.check_type("grant", grant, AttachmentReclaimGrant)
+        return await self._engine.write(lambda: manifest.finish_reclaim(grant))
+
+    async def forget(self, session_id: str, attachment_id: str) -> None:
+        """Let go of content; the next sweep takes its bytes if nobody else holds them."""
+        limits.check_id("attachment_id", attachment_id)
+        target = await self._target(session_id)
+        await self._engine.write(lambda: manifest.forget(target, attachment_id))
+
+    # --- maintenance ---
+
+    async def tombstone_nodes(self, node_ids: Sequence[str]) -> None:
+        """Hide whole branches of this session from every read (law G5)."""
+        for node_id in node_ids:
+            limits.check_id("node_ids", node_id)
+        target, ids = await self._bound(), tuple(node_ids)
+        await self._engine.write(lambda: maintenance.tombstone(target, ids))
+
+    async def vacuum(
+        self, *, evidence_older_than_ms: int | None = None, receipts_older_than_ms: int | None = None
+    ) -> VacuumReport:
+        """Remove this session's tombstoned nodes, evidence and, when asked to, receipts (law M2)."""
+        for cut_off in (evidence_older_than_ms, receipts_older_than_ms):
+            if cut_off is not None:
+                limits.check_int63("older_than_ms", cut_off)
+        target = await self._bound()
+        return await self._engine.write(
+            lambda: maintenance.vacuum(target, evidence_older_than_ms, receipts_older_than_ms)
+        )
+
+    async def gc_unreachable(self, *, keep_revisions: int = 1) -> GcReport:
+        """Delete the blobs of the database that no retained checkpoint needs (law M1)."""
+        limits.check_positive("keep_revisions", keep_revisions)
+        return await self._engine.write(lambda: maintenance.collect(keep_revisions))

@@ -1,0 +1,1 @@
+"""The tests of fastness: laws, a reference model, injected faults and killed processes."""

@@ -1,0 +1,203 @@
+"""The laws of claims, for input and work alike (K1 to K4)."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from fastness.errors import LeaseExpiredError
+from tests.builders import BOB, TTL_MS, chain, commit, lane, owner, release
+from tests.lab import START_MS, Lab, differences, refused
+from tests.rows import ROWS, Rows, held
+
+of_both_kinds = pytest.mark.parametrize("rows", ROWS, ids=lambda rows: rows.table)
+
+
+@of_both_kinds
+async def test_k1_a_claim_is_granted_to_the_owner_of_the_fence(lab: Lab, rows: Rows) -> None:
+    """A claim names the lane's holder, its tokens and its expiry, and has the rows in order."""
+    store = await lab.store()
+    lease = await lane(store)
+    claim = (await held(store, lease, rows, "abc", 2)).claim
+    assert rows.names(claim) == ["a", "b"]
+    assert (claim.session_id, claim.owner) == ("s", lease.owner)
+    assert (claim.fencing_token, claim.lane_fencing_token, claim.expires_at_epoch_ms) == (1, 1, START_MS + 30_000)
+    assert await rows.waiting(await lab.reopen()) == ["c"]
+
+
+@of_both_kinds
+async def test_k1_a_claim_lives_as_long_as_the_lease_and_no_longer(lab: Lab, rows: Rows) -> None:
+    """It has no lifetime of its own: as long as the lease is renewed it is live, and with the lease it ends."""
+    store = await lab.store()
+    lease = await lane(store)
+    claim = (await held(store, lease, rows, "ab", 1)).claim
+    for _ in range(5):
+        lab.clock.advance(29_999)
+        await store.renew_session_execution_lease(lease.fence(), TTL_MS)
+    assert (await rows.renew(store, claim)).expires_at_epoch_ms == START_MS + 5 * 29_999 + 30_000
+    assert await rows.waiting(store) == ["b"]
+    lab.clock.advance(30_000)
+    assert await rows.waiting(await lab.reopen()) == ["a", "b"]
+
+
+@of_both_kinds
+async def test_k1_renewing_a_claim_changes_nothing_but_the_expiry_it_shows(lab: Lab, rows: Rows) -> None:
+    """A renewed claim is the claim with the lease's expiry of now."""
+    store = await lab.store()
+    lease = await lane(store)
+    claim = (await held(store, lease, rows, "ab", 1)).claim
+    lab.clock.advance(1_000)
+    await store.renew_session_execution_lease(lease.fence(), TTL_MS)
+    before = await lab.dump()
+    renewed = await rows.renew(store, claim)
+    assert renewed == msgspec.structs.replace(claim, expires_at_epoch_ms=START_MS + 31_000)
+    assert differences(before, await lab.dump()) == {}
+
+
+@of_both_kinds
+@pytest.mark.parametrize("end", ["abandoned", "completed", "released", "expired", "granted again", "forged"])
+async def test_k1_a_claim_that_ended_is_not_renewed(lab: Lab, rows: Rows, end: str) -> None:
+    """A claim that was abandoned, completed or granted again, or whose lease is gone, is refused."""
+    store = await lab.store()
+    lease = await lane(store)
+    claim = (await held(store, lease, rows, "ab", 1)).claim
+    if end == "abandoned":
+        await rows.abandon(store, claim)
+    elif end == "completed":
+        await store.commit_runtime_state(rows.settle(commit(lease, None, *chain("a")), claim))
+    elif end == "released":
+        await release(store, lease)
+    elif end == "expired":
+        lab.clock.advance(30_000)
+    elif end == "granted again":
+        await rows.abandon(store, claim)
+        assert await rows.claim(store, lease, 1) is not None
+    else:
+        claim = msgspec.structs.replace(claim, fencing_token=claim.fencing_token + 1)
+    await refused(lab, rows.error, rows.renew(store, claim))
+
+
+@of_both_kinds
+@pytest.mark.parametrize("end", ["release", "expiry", "takeover", "abandon"])
+async def test_k2_rows_of_a_dead_claim_are_visible_claimable_and_cancellable(lab: Lab, rows: Rows, end: str) -> None:
+    """Whatever ended the claim, its rows are listed, can be claimed in order, and can be cancelled."""
+    store = await lab.store()
+    lease = await lane(store)
+    claim = (await held(store, lease, rows, "abc", 2)).claim
+    if end == "release":
+        await release(store, lease)
+    elif end == "abandon":
+        await rows.abandon(store, claim)
+    else:
+        lab.clock.advance(30_000)
+    holder = await lane(store) if end == "abandon" else await lane(store, BOB)
+    store = await lab.reopen()
+    assert await rows.waiting(store) == ["a", "b", "c"]
+    assert await rows.cancel(store, "b") is True
+    again = await rows.claim(store, holder)
+    assert again is not None
+    assert rows.names(again) == ["a", "c"]
+    assert again.claim_id != claim.claim_id
+    await store.commit_runtime_state(rows.settle(commit(holder, None, *chain("n")), again))
+    assert await rows.waiting(store) == []
+    await lab.assert_sound()
+
+
+@of_both_kinds
+async def test_k2_each_grant_of_a_row_has_a_greater_token(lab: Lab, rows: Rows) -> None:
+    """The claim's token is one more than the greatest that any of its rows was granted under."""
+    store = await lab.store()
+    lease = await lane(store)
+    await rows.add(store, "a")
+    await rows.add(store, "b")
+    tokens = []
+    for limit in (1, 1, 2, 1):
+        claim = await rows.claim(store, lease, limit)
+        assert claim is not None
+        tokens.append(claim.fencing_token)
+        await rows.abandon(store, claim)
+    lab.clock.advance(30_000)
+    store = await lab.reopen()
+    claim = await rows.claim(store, await lane(store, BOB))
+    assert claim is not None
+    assert [*tokens, claim.fencing_token] == [1, 2, 3, 4, 5]
+
+
+@of_both_kinds
+async def test_k3_abandon_is_idempotent(lab: Lab, rows: Rows) -> None:
+    """Giving a claim back twice is giving it back once; afterwards it completes nothing."""
+    store = await lab.store()
+    lease = await lane(store)
+    claim = (await held(store, lease, rows, "ab", 2)).claim
+    await rows.abandon(store, claim)
+    before = await lab.dump()
+    await rows.abandon(store, claim)
+    assert differences(before, await lab.dump()) == {}
+    assert await rows.waiting(await lab.reopen()) == ["a", "b"]
+
+
+@of_both_kinds
+async def test_k3_abandon_frees_only_rows_that_the_claim_still_owns(lab: Lab, rows: Rows) -> None:
+    """A claim that came too late does not free what another one holds now."""
+    store = await lab.store()
+    lease = await lane(store)
+    old = (await held(store, lease, rows, "ab", 2)).claim
+    lab.clock.advance(30_000)
+    bob = await lane(store, BOB)
+    new = await rows.claim(store, bob)
+    assert new is not None
+    before = await lab.dump()
+    await rows.abandon(store, old)
+    assert differences(before, await lab.dump()) == {}
+    assert await rows.renew(store, new) == new
+
+
+@of_both_kinds
+async def test_k4_held_rows_never_hide_a_claimable_one(lab: Lab, rows: Rows) -> None:
+    """Behind 200 rows that a live claim holds, the next row is found and claimed."""
+    store = await lab.store()
+    lease = await lane(store)
+    names = [f"n{at}" for at in range(200)]
+    for name in names:
+        await rows.add(store, name)
+    claim = await rows.claim(store, lease, 200)
+    assert claim is not None
+    assert rows.names(claim) == names
+    await rows.add(store, "behind")
+    behind = await rows.claim(store, lease, 1)
+    assert behind is not None
+    assert rows.names(behind) == ["behind"]
+
+
+@of_both_kinds
+async def test_k4_a_claim_takes_no_more_than_asked_and_is_none_when_nothing_waits(lab: Lab, rows: Rows) -> None:
+    """The limit is kept, the order is that of admission, and an empty queue gives None without a trace."""
+    store = await lab.store()
+    lease = await lane(store)
+    assert await rows.claim(store, lease) is None
+    for name in "abc":
+        await rows.add(store, name)
+    first = await rows.claim(store, lease, 2)
+    second = await rows.claim(store, lease, 2)
+    before = await lab.dump()
+    assert await rows.claim(store, lease, 2) is None
+    assert differences(before, await lab.dump()) == {}
+    assert first is not None
+    assert second is not None
+    assert (rows.names(first), rows.names(second)) == (["a", "b"], ["c"])
+
+
+@of_both_kinds
+async def test_k1_the_successor_cannot_settle_its_predecessors_claim(lab: Lab, rows: Rows) -> None:
+    """A claim granted under one lease is worth nothing under the next, not even to the same owner."""
+    store = await lab.store()
+    lease = await lane(store)
+    claim = (await held(store, lease, rows, "a", 1)).claim
+    lab.clock.advance(30_000)
+    successor = await lane(store, owner("alice", "alice-1"))
+    assert successor.fencing_token == 2
+    attempt = rows.settle(commit(successor, None, *chain("n")), claim)
+    await refused(lab, rows.error, store.commit_runtime_state(attempt))
+    await refused(
+        lab, LeaseExpiredError, store.commit_runtime_state(rows.settle(commit(lease, None, *chain("n")), claim))
+    )

@@ -1,0 +1,1 @@
+"""A naive model of the whole store, written from the contract alone, for comparison."""
