@@ -57,14 +57,18 @@ class EngineKind(NamedTuple):
 
 
 class Lab:
-    """One database, its clock, the processes that count as dead, and a hook that sees every batch."""
+    """One database, its clock, the processes that count as dead, and a hook that sees every batch.
+
+    ``seen`` are the batches so far; ``on_batch`` may raise, which is a fault before that batch (None: before COMMIT).
+    """
 
     def __init__(self, kind: EngineKind, directory: Path) -> None:
         self.kind = kind
         self.directory = directory
         self.clock = Clock()
         self.dead: set[LocalProcess] = set()
-        self.on_batch: Callable[[Read | Write], None] | None = None
+        self.on_batch: Callable[[Read | Write | None], None] | None = None
+        self.seen: list[Read | Write] = []
         self.factory: Any = None
 
     async def __aenter__(self) -> Self:
@@ -78,8 +82,10 @@ class Lab:
         self.on_batch = None
         await self.factory.close()
 
-    def batch_hook(self, batch: Read | Write) -> None:
-        """What the engine calls before every batch: forwards to ``on_batch``."""
+    def batch_hook(self, batch: Read | Write | None) -> None:
+        """What the engine calls before every batch, and with None before COMMIT: notes it and asks ``on_batch``."""
+        if batch is not None:
+            self.seen.append(batch)
         if self.on_batch is not None:
             self.on_batch(batch)
 

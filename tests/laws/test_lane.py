@@ -179,7 +179,8 @@ async def test_l4_whatever_takes_a_fence_refuses_one_that_is_not_live(lab: Lab, 
     elif fault == "forged":
         fence = other_token(fence)
     elif fault == "foreign":
-        fence = (await lane(store, session_id="other")).fence()
+        await lane(store, session_id="other")
+        fence = msgspec.structs.replace(fence, session_id="other")
     else:
         fence = msgspec.structs.replace(fence, fencing_token=2)
     error = await refused(lab, LeaseExpiredError, FENCED[operation](store, fence))

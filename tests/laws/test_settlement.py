@@ -95,14 +95,12 @@ async def test_c11_a_commit_costs_the_same_on_a_short_and_on_a_long_session(lab:
         frames = tuple(AgentFrameRecord(f"f{at}", WHEN) for at in range(length // 2))
         await turn(store, *chain(*ids), session_id=session_id, agent_frames=frames)
         lease = await lane(store, session_id=session_id)
-        seen: list[Read | Write] = []
-        lab.on_batch = seen.append
+        lab.seen.clear()
         await store.commit_runtime_state(
             commit(lease, 1, node("new", ids[-1]), usage_deltas=(usage(1),), checkpoint=checkpoint(2))
         )
-        lab.on_batch = None
-        costs[session_id] = cost_of(seen)
-        assert [item.sql for batch in seen for item in batch.statements if "count(" in item.sql.lower()] == []
+        costs[session_id] = cost_of(lab.seen)
+        assert [item.sql for batch in lab.seen for item in batch.statements if "count(" in item.sql.lower()] == []
     assert costs["short"] == costs["long"]
 
 

@@ -1,4 +1,4 @@
-"""Runs programs on a private in-memory database without an engine, each in one transaction, on a clock that tests move."""
+"""Runs programs on a private in-memory database, each in one transaction, without an engine; tests move the clock."""
 
 from __future__ import annotations
 
@@ -26,9 +26,12 @@ class Bench:
         self.now_ms = 1_000
         self.drawn = 0
         self.db = apsw.Connection(":memory:")
-        self.db.create_scalar_function("now_ms", lambda: self.now_ms, 0)
+        self.db.create_scalar_function("now_ms", self._clock, 0)
         for ddl in create_tables(SQLITE_TYPES):
             self.db.execute(ddl)
+
+    def _clock(self, *_args: object) -> int:
+        return self.now_ms
 
     def draw(self) -> str:
         """Draw an id that was never drawn before."""
@@ -37,14 +40,18 @@ class Bench:
 
     def run(self, program: Program[T]) -> T:
         """Run a program to its end in one transaction; an error undoes it."""
-        with self.db:
-            try:
-                batch = next(program)
-                while True:
-                    batch = program.send(self.run_batch(batch.statements))
-            except StopIteration as stop:
-                result: T = stop.value
-                return result
+        self.db.execute("begin")
+        try:
+            batch = next(program)
+            while True:
+                batch = program.send(self.run_batch(batch.statements))
+        except StopIteration as stop:
+            self.db.execute("commit")
+            result: T = stop.value
+            return result
+        except BaseException:
+            self.db.execute("rollback")
+            raise
 
     def read(self, program: Program[T]) -> T:
         """Run a program and insist that it only reads, and locks nothing."""
@@ -63,9 +70,7 @@ class Bench:
         with self.db:
             self.run_batch(statements)
 
-    def lane(
-        self, who: LeaseOwnerIdentity = ALICE, target: Target = S, ttl_ms: int = 10_000
-    ) -> SessionExecutionLease:
+    def lane(self, who: LeaseOwnerIdentity = ALICE, target: Target = S, ttl_ms: int = 10_000) -> SessionExecutionLease:
         """Claim a lane that must be free, expired or one's own."""
         outcome = self.run(lane.claim(target, who, self.draw(), ttl_ms))
         assert isinstance(outcome, Acquired)
@@ -87,7 +92,7 @@ class Bench:
 
     def run_batch(self, statements: Any) -> Rows:
         """Run statements and give the rows of each."""
-        results = []
+        results: Rows = []
         for statement in statements:
             sql = translate(statement.sql)
             if isinstance(statement, Many):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from fastness.decide import turn_input as rules
 from fastness.errors import (
     BackendError,
     InputSourceKeyConflictError,
@@ -16,79 +15,17 @@ from fastness.errors import (
     TurnInputClaimExpiredError,
 )
 from fastness.model import (
-    AlreadyCancelled,
-    AlreadyClaimed,
-    AlreadyCompleted,
     AnchorNotFound,
     ByInputId,
     BySourceKey,
-    Cancelled,
     NotFound,
-    PendingTurnInput,
-    PendingTurnInputDraft,
-    SessionExecutionLease,
-    SuffixOutcomes,
     TurnInput,
-    TurnInputClaim,
 )
-from fastness.ops import claims, turn_input
+from fastness.ops import turn_input
 from fastness.ops.lane import Target
-from fastness.sql.program import Statement
-from tests.builders import said, said_now, texts
+from tests.builders import said, said_now
 from tests.ops.driver import ALICE, BOB, Bench, S
-
-UNKNOWN = Target("unknown")
-
-
-def put(bench: Bench, draft: PendingTurnInputDraft) -> PendingTurnInput:
-    """Enqueue a draft."""
-    return bench.run(turn_input.enqueue(Target(draft.session_id), draft, bench.draw()))
-
-
-def pending(bench: Bench) -> list[tuple[str, str]]:
-    """Text and state of what is listed."""
-    rows = bench.read(turn_input.list_pending(S))
-    return list(zip(texts(rows), (row.state for row in rows), strict=True))
-
-
-def take_next(bench: Bench, lease: SessionExecutionLease, limit: int = 10) -> TurnInputClaim | None:
-    """Claim next-turn input."""
-    return bench.run(turn_input.claim_next(S, lease.fence(), limit, bench.draw()))
-
-
-def take_active(
-    bench: Bench, lease: SessionExecutionLease, turn_id: str = "t1", limit: int = 10, *, last: bool = False
-) -> TurnInputClaim | None:
-    """Claim active input at the checkpoint after work, or at the last one."""
-    checkpoint = "before_completion" if last else "after_work"
-    return bench.run(turn_input.claim_active(S, lease.fence(), turn_id, checkpoint, limit, bench.draw()))  # type: ignore[arg-type]
-
-
-def got(claim: TurnInputClaim | None) -> list[str]:
-    """What a claim granted, in words."""
-    return [] if claim is None else texts(claim.inputs)
-
-
-def complete(bench: Bench, claim: TurnInputClaim | None) -> None:
-    """Settle a claim the way a commit does."""
-    assert claim is not None
-    lane = bench.read(claims.look(S))
-    assert lane is not None
-    rows = [turn_input.held_row(row) for row in bench.run_batch([_held(lane.sid, claim)])[0]]
-    rules.require_owned("s", [claim.completion()], rows, lane)
-    bench.write(*turn_input.settle_claim(lane.sid, claim.completion(), lane.now_ms))
-
-
-def _held(sid: int, claim: TurnInputClaim) -> Statement:
-    return turn_input.held_statement(sid, [claim.completion()])
-
-
-def settle_turn(bench: Bench, turn_id: str) -> None:
-    """Write the receipt of a turn."""
-    bench.db.execute(
-        "insert into commit_log (sid, revision, kind, turn_id, turn_hash, committed_ms) values (1, 1, 'turn', ?, 'h', 1)",
-        (turn_id,),
-    )
+from tests.ops.inputs import UNKNOWN, complete, got, pending, put, settle_turn, take_active, take_next
 
 
 def test_enqueue_brings_a_session_to_life(bench: Bench) -> None:
@@ -174,8 +111,6 @@ def test_the_limits_hold_before_anything_is_written(bench: Bench) -> None:
     for bad in (said("x", key="\0"), said("\ud800"), said("x", input_id="i" * 513)):
         with pytest.raises(InvalidInputError):
             put(bench, bad)
-    with pytest.raises(InvalidInputError):
-        bench.run(turn_input.enqueue(S, said("x" * 100), "i", 50))
     lease = bench.lane()
     for limit in (0, -1, True, 2**63):
         with pytest.raises(InvalidInputError):
@@ -269,10 +204,23 @@ def test_accepted_input_of_a_dead_claim_is_never_stranded(bench: Bench) -> None:
     assert pending(bench) == []
     bench.run(turn_input.abandon(S, claim))
     assert pending(bench) == [("a", "deferred_next_turn")]
-    assert got(take_active(bench, lease)) == ["a"]
+    claim = take_active(bench, lease)
+    assert claim is not None
+    assert got(claim) == ["a"]
     bench.now_ms += 10_000
     assert pending(bench) == [("a", "deferred_next_turn")]
     assert got(take_next(bench, bench.lane(BOB))) == ["a"]
+
+
+def test_abandoned_accepted_input_is_next_turn_input_at_once(bench: Bench) -> None:
+    """I4: the holder of the lane that gives accepted input up may claim it as next-turn input under the same lease."""
+    lease = bench.lane()
+    put(bench, said_now("a"))
+    claim = take_active(bench, lease)
+    assert claim is not None
+    assert take_next(bench, lease) is None
+    bench.run(turn_input.abandon(S, claim))
+    assert got(take_next(bench, lease)) == ["a"]
 
 
 def test_input_granted_as_next_turn_input_stays_that(bench: Bench) -> None:
@@ -322,7 +270,7 @@ def test_reentry_grants_again_what_the_earlier_entry_holds(bench: Bench) -> None
 
 
 def test_rows_granted_again_come_first_and_count(bench: Bench) -> None:
-    """L2: rows of the earlier entry are granted before free ones and count towards the limit; the rest follows later."""
+    """L2: rows of the earlier entry are granted before free ones and count towards the limit; others follow later."""
     lease = bench.lane()
     put(bench, said_now("late", boundary="before_completion"))
     put(bench, said_now("soon"))
@@ -344,6 +292,9 @@ def test_each_claim_call_grants_its_own_kind_again(bench: Bench) -> None:
     assert take_active(bench, lease, "t2") is None
     assert got(take_active(bench, lease)) == ["now"]
     assert got(take_next(bench, lease)) == ["next"]
+    lease = bench.lane()
+    assert got(take_next(bench, lease)) == ["next"]
+    assert got(take_active(bench, lease)) == ["now"]
 
 
 def test_a_claim_lives_as_long_as_its_lease(bench: Bench) -> None:
@@ -404,77 +355,6 @@ def test_an_interrupted_turn_leaves_its_rest_to_the_next(bench: Bench) -> None:
     again = take_next(bench, lease)
     bench.write(*turn_input.defer_interrupted(1, "t1"))
     complete(bench, again)
-
-
-def test_cancel_says_what_became_of_the_row(bench: Bench) -> None:
-    """I6: a waiting row is cancelled, a held one names its holder, a settled one says how it ended."""
-    for text in ("a", "b", "c"):
-        put(bench, said(text, input_id=text))
-    lease = bench.lane()
-    complete(bench, take_next(bench, lease, 1))
-    claim = take_next(bench, lease, 1)
-    assert claim is not None
-    assert bench.run(turn_input.cancel(S, "a")) == AlreadyCompleted("a")
-    refused = bench.run(turn_input.cancel(S, "b"))
-    assert isinstance(refused, AlreadyClaimed)
-    assert (refused.claim.claim_id, refused.claim.owner) == (claim.claim_id, ALICE)
-    assert (refused.claim.fencing_token, refused.claim.expires_at_epoch_ms) == (1, 11_000)
-    cancelled = bench.run(turn_input.cancel(S, "c"))
-    assert isinstance(cancelled, Cancelled)
-    assert (cancelled.input.input_id, cancelled.input.state) == ("c", "cancelled")
-    assert bench.run(turn_input.cancel(S, "c")) == AlreadyCancelled("c")
-    assert bench.run(turn_input.cancel(S, "x")) == NotFound()
-    bench.release(lease)
-    assert isinstance(bench.run(turn_input.cancel(S, "b")), Cancelled)
-    assert bench.rows("select input_id, state from turn_input_evidence order by seq") == [
-        ("a", "completed"),
-        ("b", "cancelled"),
-        ("c", "cancelled"),
-    ]
-
-
-def test_a_bulk_cancel_answers_each_target_in_order(bench: Bench) -> None:
-    """I6: one outcome for each target, in order; a target named again, by key or id, is already cancelled."""
-    put(bench, said("a", input_id="a", key="ka"))
-    put(bench, said("b", input_id="b"))
-    targets = [ByInputId("b"), ByInputId("x"), BySourceKey("ka"), ByInputId("a"), BySourceKey("kx"), ByInputId("b")]
-    results = bench.run(turn_input.cancel_many(S, targets))
-    assert [result.target for result in results] == targets
-    outcomes = [result.outcome for result in results]
-    assert [type(one) for one in outcomes[:3]] == [Cancelled, NotFound, Cancelled]
-    assert outcomes[3:] == [AlreadyCancelled("a"), NotFound(), AlreadyCancelled("b")]
-    assert bench.run(turn_input.cancel_many(S, [])) == []
-    with pytest.raises(InvalidInputError):
-        bench.run(turn_input.cancel_many(S, ["a"]))  # type: ignore[list-item]
-
-
-def test_a_suffix_cancel_covers_the_anchor_and_all_after_it(bench: Bench) -> None:
-    """I6: the anchor and every unsettled row after it, in the order of admission; held ones are refused, not skipped."""
-    lease = bench.lane()
-    for text in ("a", "b", "c", "d"):
-        put(bench, said(text, input_id=text, key=f"k{text}"))
-    bench.run(turn_input.cancel(S, "c"))
-    put(bench, said_now("held", input_id="held"))
-    take_active(bench, lease)
-    outcome = bench.run(turn_input.cancel_suffix(S, BySourceKey("kb")))
-    assert isinstance(outcome, SuffixOutcomes)
-    targets = [result.target for result in outcome.outcomes]
-    assert targets == [BySourceKey("kb"), ByInputId("d"), ByInputId("held")]
-    assert [type(result.outcome) for result in outcome.outcomes] == [Cancelled, Cancelled, AlreadyClaimed]
-    assert pending(bench) == [("a", "deferred_next_turn")]
-
-
-def test_a_settled_anchor_still_covers_what_follows(bench: Bench) -> None:
-    """I6: a settled anchor is reported first and later rows are cancelled all the same; an unknown one changes nothing."""
-    for text in ("a", "b", "c"):
-        put(bench, said(text, input_id=text))
-    bench.run(turn_input.cancel(S, "b"))
-    assert bench.run(turn_input.cancel_suffix(S, ByInputId("x"))) == AnchorNotFound()
-    outcome = bench.run(turn_input.cancel_suffix(S, ByInputId("b")))
-    assert isinstance(outcome, SuffixOutcomes)
-    assert outcome.outcomes[0].outcome == AlreadyCancelled("b")
-    assert isinstance(outcome.outcomes[1].outcome, Cancelled)
-    assert pending(bench) == [("a", "deferred_next_turn")]
 
 
 def test_a_row_that_cannot_be_read_says_so(bench: Bench) -> None:

@@ -33,6 +33,7 @@ class HeadFact(msgspec.Struct, frozen=True):
     next_seq: int
     agent_frame_id: str | None
     checkpoint_ref: str | None
+    checkpoint: str | None
 
 
 class LogFact(msgspec.Struct, frozen=True):
@@ -89,7 +90,7 @@ def session_findings(facts: SessionFacts) -> Iterator[CheckFinding]:
     for ref in sorted(facts.broken):
         yield finding("blob", f"blob {ref} is missing or is not what its name says")
     if facts.needed is None:
-        yield finding("blob", "the checkpoint of the head cannot be read")
+        yield finding("blob", "the checkpoint of the head cannot be read, or is not the one that its reference names")
     elif facts.needed != facts.held:
         differ = ", ".join(sorted(facts.needed ^ facts.held))
         yield finding("refs", f"what the head's checkpoint needs and what is on record as held differ: {differ}")

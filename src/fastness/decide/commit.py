@@ -19,7 +19,7 @@ from fastness.errors import (
     TurnCommitConflictError,
     UnknownBlobRefError,
 )
-from fastness.model.checkpoint import BlobRef, TokenUsage
+from fastness.model.checkpoint import BlobRef, SessionCheckpoint, TokenUsage
 from fastness.model.commit import RuntimeCommit, RuntimeCommitResult, RuntimeTurnCommitStamp
 from fastness.model.graph import ReplaceFull
 
@@ -41,13 +41,20 @@ class HeadFacts(msgspec.Struct, frozen=True):
     config_body: str
     agent_frame_id: str | None
     checkpoint_ref: str | None
+    checkpoint: SessionCheckpoint | None
+
+    def held(self) -> frozenset[str]:
+        """The blobs that the head needs: its manifest and what that refers to."""
+        if self.checkpoint_ref is None or self.checkpoint is None:
+            return frozenset()
+        return frozenset((self.checkpoint_ref, *(ref.sha256 for ref in self.checkpoint.blob_refs())))
 
 
 class CommitFacts(msgspec.Struct, frozen=True):
     """What the database says about a commit, read after the lane was locked.
 
     ``head`` is None before the first commit; ``known`` are the stored nodes among the ids the commit names, ``frames`` the
-    stored frames among those, ``held`` the blobs that each holder (``head``, ``frame:<id>``) of the session needs.
+    stored frames among those, ``held`` the blobs that each frame (``frame:<id>``) of the commit needs already.
     """
 
     lane: LaneFacts | None
@@ -82,6 +89,7 @@ class Settlement(msgspec.Struct, frozen=True):
     next_seq: int
     config_body: str
     agent_frame_id: str | None
+    checkpoint: SessionCheckpoint | None
     blobs_gained: tuple[str, ...]
     blobs_dropped: tuple[str, ...]
     frame_blobs: Mapping[str, frozenset[str]]
@@ -89,7 +97,7 @@ class Settlement(msgspec.Struct, frozen=True):
     releases: bool
 
 
-EMPTY_HEAD = HeadFacts(0, None, 0, 1, '{"v":1}', None, None)
+EMPTY_HEAD = HeadFacts(0, None, 0, 1, '{"v":1}', None, None, None)
 """What a session stands on before its first commit."""
 
 
@@ -133,7 +141,7 @@ def _settlement(given: CommitInput, facts: CommitFacts, lane: LaneFacts, head: H
     replaces = isinstance(commit.graph, ReplaceFull)
     placed = place(commit.session_id, given.nodes, given.leaf_node_id, facts.known, head.next_seq, replaces=replaces)
     _require_frames(given, facts.frames)
-    gained, dropped = _head_blobs(commit.session_id, given.checkpoint, facts.held.get("head", frozenset()))
+    gained, dropped = _head_blobs(commit.session_id, given.checkpoint, head.held())
     frame_blobs = _frame_blobs(given, facts, head)
     for attachment_id in commit.committed_attachment_ids:
         if attachment_id not in facts.manifest:
@@ -160,6 +168,7 @@ def _settlement(given: CommitInput, facts: CommitFacts, lane: LaneFacts, head: H
         next_seq=head.next_seq + len(placed),
         config_body=config_body,
         agent_frame_id=commit.current_agent_frame_id or head.agent_frame_id,
+        checkpoint=given.checkpoint.manifest if given.checkpoint else head.checkpoint,
         blobs_gained=gained,
         blobs_dropped=dropped,
         frame_blobs=frame_blobs,
@@ -199,7 +208,7 @@ def _frame_blobs(given: CommitInput, facts: CommitFacts, head: HeadFacts) -> dic
         if given.checkpoint is not None and ref == given.checkpoint.manifest_ref:
             kept[holder] = given.checkpoint.refs()
         elif ref == head.checkpoint_ref:
-            kept[holder] = facts.held.get("head", frozenset())
+            kept[holder] = head.held()
         elif ref not in facts.held.get(holder, frozenset()):
             raise UnknownBlobRefError(given.commit.session_id, ref)
     return kept

@@ -92,14 +92,14 @@ def resubmitted(draft: PendingTurnInputDraft, known: Sequence[InputRow]) -> Inpu
     """Find the row that a draft submits once more; None: it is new (law I1).
 
     ``known`` are the rows that have the draft's source key or its explicit input id. A draft that names both must mean
-    one row with both, or the key would end up bound to two submissions. Raises ``InputSourceKeyConflictError``.
+    one row with both, or the key would end up bound to two submissions: where they name two rows, no row fits.
+    Raises ``InputSourceKeyConflictError``.
     """
     if not known:
         return None
     row = known[0]
     same = (
-        all(other.input_id == row.input_id for other in known)
-        and draft.input_id in {None, row.input_id}
+        draft.input_id in {None, row.input_id}
         and draft.source_key in {None, row.draft.source_key}
         and encode((draft.ingress, draft.input)) == encode((row.draft.ingress, row.draft.input))
     )

@@ -57,7 +57,7 @@ class BusyWait:
 
 def code_of(error: apsw.Error) -> str:
     """Give SQLite's own name of the failure, such as ``SQLITE_IOERR_FSYNC``."""
-    extended = getattr(error, "extendedresult", None)
+    extended = getattr(error, "extendedresult", -1)
     name = apsw.mapping_extended_result_codes.get(extended) or apsw.mapping_result_codes.get(extended)
     return str(name or type(error).__name__)
 

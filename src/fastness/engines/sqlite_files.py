@@ -50,7 +50,7 @@ _inherited: set[FileKey] = set()
 def acquire(path: Path) -> SharedFile:
     """Take part in an existing database file. Call before the first connection. Raises ``OSError``."""
     with _lock:
-        key = _key(os.stat(path))
+        key = _key(path.stat())
         if key in _inherited:
             raise HandleUnusableError(
                 f"is for {path}, which was open when this process was forked",

@@ -12,8 +12,8 @@ from pathlib import PurePosixPath
 MOUNT_TABLE = "/proc/self/mountinfo"
 
 _NETWORK = frozenset(
-    "9p afs beegfs ceph cifs coda davfs davfs2 gfs2 glusterfs gpfs lustre ncpfs nfs nfs4 ocfs2 orangefs pvfs2 smb smb2"
-    " smb3 smbfs".split()
+    {"9p", "afs", "beegfs", "ceph", "cifs", "coda", "davfs", "davfs2", "gfs2", "glusterfs", "gpfs", "lustre", "ncpfs"}
+    | {"nfs", "nfs4", "ocfs2", "orangefs", "pvfs2", "smb", "smb2", "smb3", "smbfs"}
 )
 _NETWORK_FUSE = re.compile(
     r"fuse\.(?:ceph|davfs|gcsfuse|gluster|goofys|juicefs|mfs|moose|rclone|s3fs|seaweed|sshfs|weed)"

@@ -84,7 +84,7 @@ class Link:
 
 
 def open_writer(settings: Settings) -> Link:
-    """Open, and migrate where needed, the connection that writes. The file exists already (see ``create_if_absent``)."""
+    """Open the connection that writes, and migrate where needed. A file must exist already (see ``enter_file``)."""
     link = _connect(settings, settings.path)
     try:
         _bring_up_to_date(link, settings)
@@ -252,8 +252,7 @@ def _connect(settings: Settings, path: Path | None) -> Link:
     link = Link(connection, settings.place, wait)
     connection.set_busy_handler(wait)
     connection.config(apsw.SQLITE_DBCONFIG_DQS_DML, 0)
-    clock = settings.clock
-    connection.create_scalar_function("now_ms", lambda: clock(), 0, deterministic=False)
+    connection.create_scalar_function("now_ms", _now_of(settings.clock), 0, deterministic=False)
     try:
         for text in (
             f"synchronous={settings.synchronous}",
@@ -268,6 +267,13 @@ def _connect(settings: Settings, path: Path | None) -> Link:
         link.close()
         raise open_error(error, link.place, wait.waited_ms) from error
     return link
+
+
+def _now_of(clock: Clock) -> Callable[..., int]:
+    def now_ms(*_none: object) -> int:
+        return clock()
+
+    return now_ms
 
 
 def _bring_up_to_date(link: Link, settings: Settings) -> None:

@@ -13,7 +13,6 @@ import apsw
 
 from fastness.engines.sqlite_open import Link, Settings, open_helper
 from fastness.engines.sqlite_run import Job, deliver, run
-from fastness.errors import StoreError
 
 READERS = 2
 
@@ -57,12 +56,12 @@ class Readers:
             except apsw.Error as error:
                 # The transaction could not be ended: this connection is not used again.
                 job.error = link.explain(error) if link is not None else error
-                link = _close(link)
+                link = _given_up(link)
             except BaseException as error:  # noqa: BLE001 - the caller gets it; this thread serves others too
                 job.error = error
-                link = _close(link) if not isinstance(error, StoreError) else link
+                link = _given_up(link)
             deliver([job])
-        _close(link)
+        _given_up(link)
 
     def _read(self, link: Link, job: Job) -> None:
         link.cursor.execute("begin")
@@ -71,6 +70,8 @@ class Readers:
             link.cursor.execute("rollback" if job.error else "commit")
 
 
-def _close(link: Link | None) -> None:
+def _given_up(link: Link | None) -> Link | None:
+    """Close a connection; the next program gets a new one."""
     if link is not None:
         link.close()
+    return None

@@ -27,7 +27,7 @@ _translated: dict[str, str] = {}
 
 
 def translate(sql: str) -> str:
-    """Give a shared statement in the words of SQLite, which binds ``$n`` in the order of appearance but ``?n`` by number."""
+    """Give a shared statement in the words of SQLite: it binds ``?n`` by number, ``$n`` by first appearance."""
     text = _FOR_UPDATE.sub("", sql)
     text = _ANY_OF.sub(r"(select value from json_each(?\1))", text)
     text = _translated[sql] = _PARAMETER.sub(r"?\1", text)

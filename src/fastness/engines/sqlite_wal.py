@@ -63,7 +63,7 @@ class WalWatch:
         return "nothing"
 
     def tail_copied(self) -> None:
-        """Note that a background run has ended: the next one comes after as many pages again, unless the log starts over."""
+        """Note that a background run has ended. The next comes after as many pages again, or with a new log."""
         self.running = False
         self._next_background = self.pages + self._soft
 

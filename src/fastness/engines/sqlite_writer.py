@@ -123,7 +123,7 @@ class Writer:
         try:
             while not self._stopping:
                 self._serve(self._queue.get())
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - whatever it is, nobody may wait for ever
             _log.exception("the writer of %s stopped", self._settings.place)
             self._mourn(error)
         for errand in self._at_end:

@@ -26,7 +26,9 @@ COUNTS = """
 ORPHANS = "select count(*) from {table} where sid not in (select sid from session)"
 NEXT_SESSION = "select sid, session_id, meta, config from session where sid > $1 order by sid limit 1"
 LANE = "select admission_seq, fencing_token from lane where sid = $1"
-HEAD = "select revision, leaf_node_id, node_count, next_seq, agent_frame_id, checkpoint_ref from head where sid = $1"
+HEAD = """
+    select revision, leaf_node_id, node_count, next_seq, agent_frame_id, checkpoint_ref, checkpoint
+    from head where sid = $1"""
 LOG = "select count(*), coalesce(max(revision), 0) from commit_log where sid = $1"
 NEWEST = "select leaf_node_id, checkpoint_ref from commit_log where sid = $1 order by revision desc limit 1"
 FRAMES = "select frame_id from agent_frame where sid = $1"
@@ -124,7 +126,7 @@ def _needed(head: HeadFact | None, bodies: dict[str, bytes | None]) -> frozenset
         return frozenset()
     body = bodies.get(head.checkpoint_ref)
     manifest = _read(SessionCheckpoint, None if body is None else bytes(body))
-    if manifest is None:
+    if manifest is None or manifest != _read(SessionCheckpoint, head.checkpoint):
         return None
     return frozenset((head.checkpoint_ref, *(ref.sha256 for ref in manifest.blob_refs())))
 

@@ -11,7 +11,7 @@ from fastness.decide.commit import CommitFacts, HeadFacts, Receipt, Settlement
 from fastness.decide.commit_input import CommitInput
 from fastness.decide.graph import KnownNode
 from fastness.model.base import encode
-from fastness.model.checkpoint import TokenUsage
+from fastness.model.checkpoint import SessionCheckpoint, TokenUsage
 from fastness.model.commit import OutboxInput, RuntimeCommit, RuntimeCommitResult
 from fastness.ops import queued_work, turn_input
 from fastness.ops.lane import Target, free_lane, lane_facts, lane_statement
@@ -19,13 +19,12 @@ from fastness.sql.program import Many, Program, Read, Row, Statement, Write
 from fastness.sql.records import stored
 
 HEAD_FACTS = """
-    select revision, leaf_node_id, node_count, next_seq, config, agent_frame_id, checkpoint_ref
+    select revision, leaf_node_id, node_count, next_seq, config, agent_frame_id, checkpoint_ref, checkpoint
     from head where sid = $1"""
 INITIAL_CONFIG = "select config from session where sid = $1"
 RECEIPT = "select turn_hash, result from commit_log where sid = $1 and turn_id = $2 and turn_hash is not null"
 KNOWN_NODES = "select node_id, seq, tombstoned from node where sid = $1 and node_id in any_of($2)"
 KNOWN_FRAMES = "select frame_id from agent_frame where sid = $1 and frame_id in any_of($2)"
-HELD_BY_HEAD = "select holder, ref from blob_holder where sid = $1 and holder = 'head' and until_revision is null"
 HELD_BY_FRAMES = """
     select holder, ref from blob_holder where sid = $1 and holder in any_of($2) and until_revision is null"""
 USAGE = """
@@ -52,11 +51,11 @@ PUT_USAGE = """
         cache_write_tokens = excluded.cache_write_tokens, reasoning_output_tokens = excluded.reasoning_output_tokens"""
 ADD_HEAD = """
     insert into head (sid, revision, leaf_node_id, node_count, next_seq, config, agent_frame_id, checkpoint_ref,
-        updated_ms)
-    values ($1, $2, $3, $4, $5, $6, $7, $8, $9)"""
+        checkpoint, updated_ms)
+    values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"""
 MOVE_HEAD = """
     update head set revision = $2, leaf_node_id = $3, node_count = $4, next_seq = $5, config = $6, agent_frame_id = $7,
-        checkpoint_ref = $8, updated_ms = $9
+        checkpoint_ref = $8, checkpoint = $9, updated_ms = $10
     where sid = $1"""
 ADD_TO_LOG = """
     insert into commit_log (sid, revision, kind, turn_id, turn_hash, leaf_node_id, checkpoint_ref, committed_ms, result)
@@ -107,8 +106,6 @@ def _facts(target: Target, given: CommitInput) -> Program[CommitFacts]:
     if frame_ids := given.frame_ids_to_look_up():
         asked["frames"] = Statement(KNOWN_FRAMES, (sid, _json(frame_ids)))
     frame_holders = [f"frame:{frame.frame_id}" for frame in commit.agent_frames if frame.checkpoint_ref is not None]
-    if given.checkpoint is not None or frame_holders:
-        asked["held"] = Statement(HELD_BY_HEAD, (sid,))
     if frame_holders:
         asked["held_by_frames"] = Statement(HELD_BY_FRAMES, (sid, _json(frame_holders)))
     if given.usage:
@@ -128,13 +125,13 @@ def _read_facts(target: Target, rows: dict[str, list[Row]]) -> CommitFacts:
         return rows.get(name, [])
 
     held: dict[str, set[str]] = {}
-    for holder, ref in of("held") + of("held_by_frames"):
+    for holder, ref in of("held_by_frames"):
         held.setdefault(holder, set()).add(ref)
     config = of("config")
     return CommitFacts(
         lane=lane_facts(target, of("lane")),
         receipt=_receipt(of("receipt")),
-        head=HeadFacts(*of("head")[0]) if of("head") else None,
+        head=_head_facts(of("head")),
         initial_config_body=config[0][0] if config else None,
         known={node_id: KnownNode(seq, bool(tombstoned)) for node_id, seq, tombstoned in of("nodes")},
         frames=frozenset(frame_id for (frame_id,) in of("frames")),
@@ -144,6 +141,13 @@ def _read_facts(target: Target, rows: dict[str, list[Row]]) -> CommitFacts:
         work_rows=[queued_work.held_row(row) for row in of("work")],
         manifest=frozenset(attachment_id for (attachment_id,) in of("attachments")),
     )
+
+
+def _head_facts(rows: list[Row]) -> HeadFacts | None:
+    if not rows:
+        return None
+    *columns, checkpoint = rows[0]
+    return HeadFacts(*columns, None if checkpoint is None else stored(SessionCheckpoint, checkpoint))
 
 
 def _receipt(rows: list[Row]) -> Receipt | None:
@@ -225,6 +229,7 @@ def _head(given: CommitInput, plan: Settlement, sid: int, revision: int) -> Iter
             plan.config_body,
             plan.agent_frame_id,
             checkpoint_ref,
+            None if plan.checkpoint is None else encode(plan.checkpoint).decode(),
             plan.lane.now_ms,
         ),
     )

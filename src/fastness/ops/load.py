@@ -36,14 +36,13 @@ from fastness.sql.records import stored, stored_nodes
 SESSION_BY_SID = "select sid, created_ms, meta, config from session where sid = $1"
 SESSION_BY_NAME = "select sid, created_ms, meta, config from session where session_id = $1"
 HEAD = """
-    select revision, leaf_node_id, node_count, config, agent_frame_id, checkpoint_ref from head where sid = $1"""
+    select revision, leaf_node_id, node_count, config, agent_frame_id, checkpoint_ref, checkpoint
+    from head where sid = $1"""
 FRAMES = "select body from agent_frame where sid = $1 order by seq, frame_id"
 LEDGER = """
     select source, model, input_tokens, output_tokens, cache_read_tokens, cache_write_tokens, reasoning_output_tokens
     from token_usage where sid = $1 order by source, model"""
-HEAD_BLOBS = """
-    select b.ref, b.body from blob_holder h join blob b on b.ref = h.ref
-    where h.sid = $1 and h.holder = 'head' and h.until_revision is null"""
+BLOBS = "select ref, body from blob where ref in any_of($1)"
 LIVE_NODES = "select body from node where sid = $1 and tombstoned = 0 order by seq"
 NODE = "select body from node where sid = $1 and node_id = $2 and tombstoned = 0"
 # A parent is older than its child, so the walk ends even where a file is damaged.
@@ -113,8 +112,8 @@ def load_head(target: Target) -> Program[SessionHeadMeta | None]:
 def _head_meta(rows: list[Row]) -> SessionHeadMeta | None:
     if not rows:
         return None
-    revision, leaf, count, config, frame, checkpoint = rows[0]
-    ref = None if checkpoint is None else BlobRef(checkpoint)
+    revision, leaf, count, config, frame, checkpoint_ref, _ = rows[0]
+    ref = None if checkpoint_ref is None else BlobRef(checkpoint_ref)
     return SessionHeadMeta(revision, leaf, count, stored(PersistedSessionConfig, config), frame, ref)
 
 
@@ -135,13 +134,14 @@ def load_session(target: Target, scope: SessionReadScope) -> Program[PersistedSe
     if row is None:
         return None
     sid = row.sid
-    head_rows, frames, ledger, blobs = yield Read(
-        Statement(HEAD, (sid,)), Statement(FRAMES, (sid,)), Statement(LEDGER, (sid,)), Statement(HEAD_BLOBS, (sid,))
+    head_rows, frames, ledger = yield Read(
+        Statement(HEAD, (sid,)), Statement(FRAMES, (sid,)), Statement(LEDGER, (sid,))
     )
     head = _head_meta(head_rows)
     if head is None:
         return None
     graph = yield from _load_graph(target.session_id, sid, head, scope)
+    checkpoint = yield from _load_checkpoint(head_rows[0][-1])
     return PersistedSessionRead(
         effective_meta(target.session_id, row.meta, row.created_ms),
         SessionHead(
@@ -150,7 +150,7 @@ def load_session(target: Target, scope: SessionReadScope) -> Program[PersistedSe
             tuple(TokenLedgerEntry(source, model, TokenUsage(*counters)) for source, model, *counters in ledger),
         ),
         graph,
-        _checkpoint(head.checkpoint_ref, {ref: bytes(body) for ref, body in blobs}),
+        checkpoint,
     )
 
 
@@ -164,23 +164,24 @@ def _load_graph(session_id: str, sid: int, head: SessionHeadMeta, scope: Session
     return rules.active_path(session_id, stored_nodes(session_id, [body for (body,) in rows]), leaf)
 
 
-def _checkpoint(ref: BlobRef | None, blobs: dict[str, bytes]) -> HydratedSessionCheckpoint | None:
-    if ref is None:
+def _load_checkpoint(body: str | None) -> Program[HydratedSessionCheckpoint | None]:
+    if body is None:
         return None
-    manifest = stored(SessionCheckpoint, _blob(ref, blobs) or b"")
+    manifest = stored(SessionCheckpoint, body)
+    wanted = msgspec.json.encode([ref.sha256 for ref in manifest.blob_refs()]).decode()
+    (rows,) = yield Read(Statement(BLOBS, (wanted,)))
+    blobs = {ref: bytes(content) for ref, content in rows}
     return HydratedSessionCheckpoint(
         manifest.turn_state,
-        _blob(manifest.tool_state, blobs),
-        _blob(manifest.plugin_snapshot, blobs),
-        _blob(manifest.execution_state, blobs),
+        _content(manifest.tool_state, blobs),
+        _content(manifest.plugin_snapshot, blobs),
+        _content(manifest.execution_state, blobs),
     )
 
 
-def _blob(ref: BlobRef | None, blobs: dict[str, bytes]) -> bytes | None:
+def _content(ref: BlobRef | None, blobs: dict[str, bytes]) -> bytes | None:
     if ref is None:
         return None
     if ref.sha256 not in blobs:
-        raise BackendError(
-            f"blob {ref.sha256} of the head's checkpoint is missing", "run 'check', restore from a backup"
-        )
+        raise BackendError(f"blob {ref.sha256} of the head's checkpoint is missing", "run 'check', restore from a backup")
     return blobs[ref.sha256]

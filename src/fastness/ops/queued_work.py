@@ -64,7 +64,7 @@ LIST_PENDING = f"{_WAITING} and {FREE} order by seq"
 _FACTS = """
     select batch_id, seq, claim_token, work_class, delivery_policy, slot_policy, merge_key
     from queued_work where sid = $1"""
-HELD_EARLIER = f"{_FACTS} and {EARLIER} and work_class = $4"
+HELD_EARLIER = f"{_FACTS} and {EARLIER}"
 READY = f"{_FACTS} and {FREE} and available_ms <= $3 order by seq limit $4"
 
 _merge_key: msgspec.json.Decoder[MergeKey] = msgspec.json.Decoder(MergeKey)
@@ -73,18 +73,15 @@ _Choice = Callable[[Sequence[WaitingWork]], Sequence[WaitingWork]]
 """What a claim takes of the queue that it finds."""
 
 
-def enqueue(
-    target: Target, draft: QueuedWorkBatchDraft, minted_id: str, budget: int = limits.DEFAULT_COMMIT_BUDGET_BYTES
-) -> Program[QueuedWorkBatch]:
+def enqueue(target: Target, draft: QueuedWorkBatchDraft, minted_id: str) -> Program[QueuedWorkBatch]:
     """Admit a batch, or give the one that its source key named before (law W1). Brings its session to life.
 
-    ``minted_id`` names the batch; ``budget`` is the most bytes that a draft may have.
+    ``minted_id`` names the batch. The configured budget is for the caller to check.
     """
     limits.check_batch_draft(draft)
     if draft.session_id != target.session_id:
         raise SessionBindingMismatchError(target.session_id, draft.session_id)
     body = encode_checked(draft)
-    limits.check_budget(len(body), budget)
     lane = yield from lock_lane_or_create(target)
     if draft.source_key is not None:
         (known,) = yield Read(Statement(FIND_BY_KEY, (lane.sid, draft.source_key)))
@@ -210,7 +207,7 @@ def _claim(
     limits.check_fence(fence)
     lane = require_live((yield from lock_lane(target)), target.session_id, fence)
     held, free = yield Read(
-        Statement(HELD_EARLIER, (lane.sid, lane.live_token, lane.lease_token, work_class)),
+        Statement(HELD_EARLIER, (lane.sid, lane.live_token, lane.lease_token)),
         Statement(READY, (lane.sid, lane.live_token, lane.now_ms, limit)),
     )
     earlier = sorted(map(_waiting_work, held), key=lambda work: work.seq)

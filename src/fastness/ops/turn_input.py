@@ -98,18 +98,15 @@ DEFER_INTERRUPTED = """
     where sid = $1 and turn_id = $2"""
 
 
-def enqueue(
-    target: Target, draft: PendingTurnInputDraft, minted_id: str, budget: int = limits.DEFAULT_COMMIT_BUDGET_BYTES
-) -> Program[PendingTurnInput]:
+def enqueue(target: Target, draft: PendingTurnInputDraft, minted_id: str) -> Program[PendingTurnInput]:
     """Admit input, or give the row that this very submission made before (law I1). Brings its session to life.
 
-    ``minted_id`` names the row where the draft names none; ``budget`` is the most bytes a draft may have.
+    ``minted_id`` names the row where the draft names none. The configured budget is for the caller to check.
     """
     limits.check_input_draft(draft)
     if draft.session_id != target.session_id:
         raise SessionBindingMismatchError(target.session_id, draft.session_id)
     body = encode_checked(draft)
-    limits.check_budget(len(body), budget)
     lane = yield from lock_lane_or_create(target)
     known = yield from _find(lane, _names_of(draft))
     row = rules.resubmitted(draft, known)

@@ -1,9 +1,9 @@
 """What a recorded conversation means as turns: pure, without a store.
 
 Nodes are named by content: a node's id is a hash of its parent's id and of the message as it is exported. So two
-conversations that begin alike share their first nodes when they are put into one session and part where they differ, and
-a second import finds every node in its place and adds nothing. At the end of a branch stands a node that holds the rest
-of the record, so that it can be given back whole.
+conversations that begin alike share their first nodes when they are put into one session and part where they differ,
+and a second import finds every node in its place and adds nothing. At the end of a branch stands a node that holds the
+rest of the record, so that it can be given back whole.
 
 A turn is one user message, or several in a row, and all that follows up to the next one. What precedes the first user
 message belongs to the first turn. A conversation that no user takes part in is one turn without input.
@@ -55,12 +55,16 @@ class PlannedNode(msgspec.Struct, frozen=True):
 
 
 class PlannedTurn(msgspec.Struct, frozen=True):
-    """One turn to replay: its nodes in order, parents first, the inputs that cause it, and its place from 1 on."""
+    """One turn to replay: its nodes in order, parents first, and the inputs that cause it.
+
+    ``index`` counts the turns of the branch from 1, ``usage`` adds up what they took, this one included.
+    """
 
     session_id: str
     index: int
     nodes: tuple[PlannedNode, ...]
     inputs: tuple[PendingTurnInputDraft, ...]
+    usage: TokenUsage = TokenUsage()
 
     @property
     def leaf_node_id(self) -> str:
@@ -95,10 +99,12 @@ def plan_replay(record: ConversationRecord, session_id: str) -> Replay:
     """Plan the turns of a record. ``InvalidInputError`` names the record and the message that is none."""
     nodes = list(_nodes(record, _messages(record)))
     model = text_or_none((fields_or_none(record.frame.rest) or {}).get("model")) or ""
-    turns = (
-        PlannedTurn(session_id, index, tuple(nodes), _inputs(session_id, nodes))
-        for index, nodes in enumerate(_split(nodes), start=1)
-    )
+    turns: list[PlannedTurn] = []
+    usage = TokenUsage()
+    for index, part in enumerate(_split(nodes), start=1):
+        for node in part:
+            usage = usage if node.usage is None else usage + node.usage[1]
+        turns.append(PlannedTurn(session_id, index, tuple(part), _inputs(session_id, part), usage))
     return Replay(session_id, model, tuple(turns))
 
 
@@ -116,20 +122,21 @@ def _messages(record: ConversationRecord) -> Iterator[tuple[Message, bytes, msgs
         yield message, from_message(message), source
 
 
-def _nodes(
-    record: ConversationRecord, messages: Iterable[tuple[Message, bytes, msgspec.Raw]]
-) -> Iterator[PlannedNode]:
+def _nodes(record: ConversationRecord, messages: Iterable[tuple[Message, bytes, msgspec.Raw]]) -> Iterator[PlannedNode]:
     now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     parent: str | None = None
+    counted = False
     for message, content, source in messages:
         node_id = node_id_of(parent, content)
         origin = MessageOrigin(_INPUT_KIND, node_id) if message.role == "user" else None
         named = msgspec.structs.replace(message, id=node_id, origin=origin)
-        yield PlannedNode(message_node(node_id, parent, now, named), usage_of(source))
-        parent = node_id
+        usage = usage_of(source)
+        yield PlannedNode(message_node(node_id, parent, now, named), usage)
+        parent, counted = node_id, counted or usage is not None
     body = msgspec.Raw(encode(ImportedRecord(record.index, record.frame)))
     node_id = node_id_of(parent, IMPORT_PLUGIN.encode() + b"\0" + bytes(body))
-    whole = usage_of(record.frame.rest)
+    # A record that counts each message and then itself would be counted twice.
+    whole = None if counted else usage_of(record.frame.rest)
     yield PlannedNode(SessionNodeRecord(node_id, parent, now, PluginPayload(IMPORT_PLUGIN, body)), whole)
 
 

@@ -7,7 +7,9 @@ import msgspec
 from fastness.formats.foreign import fields_or_none, text_or_none
 from fastness.model.checkpoint import TokenUsage
 
-_MAX = 2**63 - 1
+_MAX = 2**43 - 1
+"""The largest counter that is believed: a million of them still add up within 63 bits."""
+
 _number = msgspec.json.Decoder(int)
 
 
@@ -39,4 +41,4 @@ def _count(fields: dict[str, msgspec.Raw], key: str) -> int:
     except msgspec.DecodeError:
         return 0
     # A counter that a store must refuse is no reason to refuse the conversation: its record is kept whole anyway.
-    return found if 0 <= found <= _MAX >> 20 else 0
+    return found if 0 <= found <= _MAX else 0

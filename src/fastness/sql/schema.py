@@ -49,6 +49,7 @@ _TABLES = (
     expires_ms {integer} not null default 0
 ){suffix}""",
     # Where the session stands; there is no row before the first commit. next_seq is the seq of the next node.
+    # checkpoint is the manifest that checkpoint_ref names, so that nobody has to search for what the head needs.
     """create table head (
     sid {integer} not null primary key,
     revision {integer} not null,
@@ -58,6 +59,7 @@ _TABLES = (
     config text not null,
     agent_frame_id text,
     checkpoint_ref text,
+    checkpoint text,
     updated_ms {integer} not null
 ){suffix}""",
     # body is the whole SessionNodeRecord; parent_seq is there so that a path is walked over integers.

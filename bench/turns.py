@@ -1,0 +1,113 @@
+"""The turn that is measured: four messages, a checkpoint whose tool state changed, usage, one input consumed.
+
+``Turns`` prepares sessions so that nothing but the commits is left to do: the lane is held, and each turn's input is
+enqueued and claimed already.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastness.persistence import (
+    Acquired,
+    Append,
+    EngineSessionStoreFactory,
+    HydratedSessionCheckpoint,
+    Message,
+    MessagePart,
+    NextTurn,
+    PendingTurnInputDraft,
+    PersistedTurnState,
+    Role,
+    RuntimeCommit,
+    SessionExecutionLease,
+    SessionNodeRecord,
+    SessionStore,
+    SessionStoreCreateRequest,
+    TextPart,
+    TokenLedgerEntry,
+    TokenUsage,
+    ToolCallPart,
+    ToolCallResponsePart,
+    TurnInput,
+    TurnInputClaim,
+    message_node,
+    mint_owner,
+    raw_json,
+)
+
+HOUR_MS = 3_600_000
+_USER = "I would like to change my flight on the fourteenth to the evening, if that is possible at all. " * 2
+_ANSWER = "There are two flights that evening. The one at 18:40 has seats in your class, without a change fee. " * 4
+_TOOL_STATE = b"open reservations and what was said about them, " * 20
+
+
+@dataclass
+class Turns:
+    """A session with its lane held and one claimed input for each turn to come."""
+
+    store: SessionStore
+    lease: SessionExecutionLease
+    claims: list[TurnInputClaim]
+    revision: int | None = None
+    leaf: str | None = None
+    count: int = 0
+
+    @classmethod
+    async def prepare(cls, factory: EngineSessionStoreFactory, session_id: str, turns: int) -> Turns:
+        """Make a session and claim the input of all its turns."""
+        store = await factory.create_store(SessionStoreCreateRequest(session_id))
+        for at in range(turns):
+            await store.enqueue_pending_turn_input(
+                PendingTurnInputDraft(session_id, NextTurn(), TurnInput.of_text(_USER), source_key=f"key-{at}")
+            )
+        outcome = await store.try_claim_session_execution_lease(session_id, mint_owner("bench"), HOUR_MS)
+        assert isinstance(outcome, Acquired)
+        claims = []
+        for _ in range(turns):
+            claim = await store.claim_next_turn_inputs(session_id, outcome.lease.fence(), max_inputs=1)
+            assert claim is not None
+            claims.append(claim)
+        return cls(store, outcome.lease, claims)
+
+    def commit(self) -> RuntimeCommit:
+        """Build the next turn's commit, stamped."""
+        self.count += 1
+        nodes = turn_nodes(self.leaf, self.count)
+        state = PersistedTurnState(turn_index=self.count)
+        return (
+            RuntimeCommit(
+                self.store.session_id,
+                self.revision,
+                self.lease.fence(),
+                graph=Append(nodes, nodes[-1].node_id),
+                checkpoint=HydratedSessionCheckpoint(state, _TOOL_STATE + str(self.count).encode()),
+                usage_deltas=(TokenLedgerEntry("turn", "model-1", TokenUsage(1200, 150, 900, 0, 30)),),
+            )
+            .completing_turn_input_claim(self.claims[self.count - 1])
+            .with_turn_commit(f"turn-{self.count}")
+        )
+
+    async def land(self, commit: RuntimeCommit) -> None:
+        """Send a commit and go on from what it came to."""
+        result = await self.store.commit_runtime_state(commit)
+        self.revision, self.leaf = result.head_revision, result.leaf_node_id
+
+
+def turn_nodes(leaf: str | None, turn: int) -> tuple[SessionNodeRecord, ...]:
+    """Build the four messages of a turn: question, tool call, tool answer, answer."""
+    call = ToolCallPart("find_flights", raw_json({"date": "2026-05-14", "from": "JFK", "after": "17:00"}), f"call-{turn}")
+    found = ToolCallResponsePart(raw_json([{"flight": "HAT136", "at": "18:40", "seats": 4}] * 3), f"call-{turn}")
+    spoken: list[tuple[Role, MessagePart]] = [
+        ("user", TextPart(_USER)),
+        ("assistant", call),
+        ("tool", found),
+        ("assistant", TextPart(_ANSWER)),
+    ]
+    nodes = []
+    for at, (role, part) in enumerate(spoken):
+        node_id = f"node-{turn}-{at}"
+        message = Message(f"message-{turn}-{at}", role, (part,))
+        nodes.append(message_node(node_id, leaf, "2026-05-01T12:00:00.000Z", message))
+        leaf = node_id
+    return tuple(nodes)

@@ -1,0 +1,1 @@
+"""Laws of the engines, checked with programs that mean nothing."""
