@@ -94,7 +94,6 @@ def test_good_drafts_pass() -> None:
         {"ingress": ActiveTurn("t", "now")},  # type: ignore[arg-type]
         {"input": "hello"},
         {"input": TurnInput("hello")},  # type: ignore[arg-type]
-        {"input": TurnInput([TextItem("x")])},  # type: ignore[arg-type]
         {"input": TurnInput(("hello",))},  # type: ignore[arg-type]
         {"input": TurnInput((TextItem("\ud800"),))},
         {"input": TurnInput((TextItem(1),))},  # type: ignore[arg-type]

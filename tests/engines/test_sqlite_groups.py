@@ -45,8 +45,8 @@ async def in_one_group(engine: SqliteEngine, *programs: Callable[[], Program[obj
     tasks = [asyncio.create_task(engine.write(program)) for program in programs]
     await asyncio.sleep(0)
     gate.open()
-    await first
-    return await asyncio.gather(*tasks, return_exceptions=True)
+    _, *outcomes = await asyncio.gather(first, *tasks, return_exceptions=True)
+    return outcomes
 
 
 async def test_a_write_returns_its_result_and_is_read_back(any_engine: SqliteEngine) -> None:
@@ -126,7 +126,7 @@ async def test_a_lost_outer_transaction_gives_each_program_its_own(path: Path) -
     def lose() -> Program[None]:
         yield Write(Statement(ADD, ("ghost", b"")))
         yield Write(Statement("rollback"))
-        yield Write(Statement("select * from nothing"))
+        yield Write(Statement("select * from nowhere"))
 
     outcomes = await in_one_group(engine, add("a"), lose, add("b"))
     assert [type(outcome) for outcome in outcomes] == [int, BackendError, int]
@@ -213,7 +213,7 @@ async def test_a_generator_is_closed_when_its_batch_fails(any_engine: SqliteEngi
 
     def program() -> Program[None]:
         try:
-            yield Read(Statement("select * from nothing"))
+            yield Read(Statement("select * from nowhere"))
         finally:
             closed.set()
 
@@ -266,6 +266,6 @@ async def test_waiting_for_another_process_is_bounded(path: Path) -> None:
 
 async def test_errors_survive_as_store_errors(any_engine: SqliteEngine) -> None:
     """Nothing of the driver leaves the engine."""
-    for sql in ("select", "select * from nothing", "insert into blob values (null, null)", "select json('{')"):
+    for sql in ("select", "select * from nowhere", "insert into blob values (null, null)", "select json('{')"):
         with pytest.raises(StoreError):
             await any_engine.write(query(sql))

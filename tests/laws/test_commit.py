@@ -111,12 +111,12 @@ async def test_c1_a_reader_sees_a_commit_whole_or_not_at_all(lab: Lab) -> None:
     """While commits of two nodes run, every load shows twice as many nodes as the revision that it shows."""
     store = await lab.store()
     lease = await lane(store)
+    await store.commit_runtime_state(commit(lease, None, *chain("0a", "0b")))
 
     async def write() -> None:
-        for at in range(20):
-            above = f"{at - 1}b" if at else None
-            pair = (node(f"{at}a", above), node(f"{at}b", f"{at}a"))
-            await store.commit_runtime_state(commit(lease, at or None, *pair))
+        for at in range(1, 20):
+            pair = chain(f"{at}a", f"{at}b", after=f"{at - 1}b")
+            await store.commit_runtime_state(commit(lease, at, *pair))
 
     async def look() -> list[tuple[int, int]]:
         seen = []

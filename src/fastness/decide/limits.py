@@ -183,7 +183,7 @@ def check_input_draft(draft: PendingTurnInputDraft) -> None:
     check_optional_id("draft.source_key", draft.source_key)
     _check_ingress(draft.ingress)
     check_type("draft.input", draft.input, TurnInput)
-    _check_json("draft.input.metadata", draft.input.metadata, optional=True)
+    _check_json("draft.input.metadata", draft.input.metadata)
     for item in _series("draft.input.items", draft.input.items):
         _check_item(item)
 
@@ -245,15 +245,15 @@ def _check_payload(payload: QueuedWorkPayload) -> None:
         _check_json("draft.payloads.data", payload.data)
 
 
-def _check_json(what: str, value: object, *, optional: bool = False) -> None:
-    # That the bytes are one JSON value shows when the record is encoded: encode_checked reads it back.
-    if not (optional and value is None) and not isinstance(value, msgspec.Raw):
+def _check_json(what: str, value: object) -> None:
+    # That the bytes are one JSON value shows when the record is encoded: it is read back then.
+    if not isinstance(value, msgspec.Raw):
         raise InvalidInputError(what, f"must be raw JSON (see raw_json), not {type(value).__name__}")
 
 
 def _series(what: str, values: Sequence[T]) -> Sequence[T]:
-    # A list would do for the database, but a value that holds one is not immutable.
-    if not isinstance(values, tuple):
+    # A list is taken as well: the record that is stored, and given back, holds a tuple.
+    if not isinstance(values, tuple | list):
         raise InvalidInputError(what, f"must be a tuple, not {type(values).__name__}")
     return values
 

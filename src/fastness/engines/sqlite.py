@@ -156,8 +156,7 @@ def _other_loop() -> HandleUnusableError:
 
 
 def _nothing() -> Program[None]:
-    return None
-    yield  # a program without batches
+    yield from ()
 
 
 def _verification() -> Program[list[str]]:

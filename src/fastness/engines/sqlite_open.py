@@ -35,6 +35,8 @@ WAL_SIZE_LIMIT = 48 * 1024 * 1024
 """Bytes that the log keeps on disk once it starts over, a little above what the checkpoint policy lets it grow to."""
 
 _NO_HARD_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
+_ANY_USE = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
+_SMALLEST_PAGE = 512
 _STATEMENTS_CACHED = 256
 _WRITER_CACHE_KIB = 32_000
 _OTHER_CACHE_KIB = 8_000
@@ -103,6 +105,8 @@ def open_helper(settings: Settings, *, query_only: bool) -> Link:
     link = _connect(settings, settings.path)
     try:
         link.pragma(f"cache_size=-{_OTHER_CACHE_KIB}")
+        # A connection that has never read does not know of the log yet: a checkpoint on it would do nothing.
+        link.pragma("schema_version")
         if query_only:
             link.pragma("query_only=on")
     except apsw.Error as error:
@@ -144,13 +148,17 @@ def check_place(settings: Settings) -> None:
         raise DatabaseReadOnlyError(
             f"the directory {parent} cannot be written", "make it writable, or name another path"
         )
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISREG(mode):
-        kind = "a directory" if stat.S_ISDIR(mode) else "no regular file"
+    if path.exists():
+        _check_file(path)
+
+
+def _check_file(path: Path) -> None:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a directory" if stat.S_ISDIR(status.st_mode) else "no regular file"
         raise DatabaseOpenError(f"{path} is {kind}", "name a file")
+    if 0 < status.st_size < _SMALLEST_PAGE:  # SQLite would take it for an empty database and write over it
+        raise DatabaseOpenError(f"{path} is not a SQLite database", "name another file; this one was not changed")
     if not os.access(path, os.R_OK):
         raise DatabaseOpenError(f"{path} cannot be read", "check its permissions")
     if not os.access(path, os.W_OK):
@@ -243,9 +251,8 @@ if hasattr(os, "register_at_fork"):
 def _connect(settings: Settings, path: Path | None) -> Link:
     wait = BusyWait(settings.busy_timeout_ms)
     name = ":memory:" if path is None else str(path)
-    flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
     try:
-        connection = apsw.Connection(name, flags=flags, statementcachesize=_STATEMENTS_CACHED)
+        connection = apsw.Connection(name, flags=_ANY_USE, statementcachesize=_STATEMENTS_CACHED)
     except apsw.Error as error:
         raise open_error(error, settings.place) from error
     _connections.add(connection)

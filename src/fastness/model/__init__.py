@@ -8,6 +8,7 @@ from fastness.model.attachments import (
     AttachmentRef,
 )
 from fastness.model.base import (
+    NO_JSON,
     RECORD_VERSION,
     Record,
     Value,
@@ -171,6 +172,8 @@ from fastness.model.turn_input import (
 )
 
 __all__ = [
+    "NO_JSON",
+    "RECORD_VERSION",
     "Acquired",
     "ActivePath",
     "ActiveTurn",
@@ -256,7 +259,6 @@ __all__ = [
     "QueuedWorkItem",
     "QueuedWorkPayload",
     "QueuedWorkStore",
-    "RECORD_VERSION",
     "ReasoningPart",
     "Record",
     "ReplaceFull",

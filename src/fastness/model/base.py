@@ -64,6 +64,10 @@ def sha256_hex(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+NO_JSON = msgspec.Raw(b"null")
+"""Foreign JSON that was not given. (A union of ``Raw`` and None cannot be decoded.)"""
+
+
 def raw_json(value: Any) -> msgspec.Raw:
     """Make foreign JSON from Python data, for fields that are kept byte for byte."""
     return msgspec.Raw(encode(value))
@@ -109,20 +113,25 @@ def has_current_version(data: str) -> bool:
     return data.startswith('{"v":1,')
 
 
-def encode_checked(value: R) -> bytes:
-    """Give the JSON of a record that is about to be stored, and prove that it reads back as itself.
+def checked(value: R) -> tuple[R, bytes]:
+    """Give a record as it will be read back, and the JSON that is about to be stored.
 
     Struct fields are not checked when a value is built. A record that could be written and not be read would poison
     its session, so whatever does not round-trip exactly is an ``InvalidInputError`` here, before anything is written.
     """
     body = encode(value)
     try:
-        again = _encoder.encode(decoder_of(type(value)).decode(body))
+        again = decoder_of(type(value)).decode(body)
+        same = _encoder.encode(again) == body
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise InvalidInputError(type(value).__name__, f"does not fit its own schema: {error}") from None
-    if again != body:
+    if not same:
         raise InvalidInputError(
-            type(value).__name__,
-            "does not round-trip (foreign JSON must be exactly one value without outer white space)",
+            type(value).__name__, "does not round-trip (foreign JSON must be exactly one value without outer white space)"
         )
-    return body
+    return again, body
+
+
+def encode_checked(value: R) -> bytes:
+    """Give the JSON of a record that is about to be stored, proven to read back as itself (see ``checked``)."""
+    return checked(value)[1]

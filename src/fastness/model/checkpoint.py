@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from fastness.model.base import Record, Value
+from fastness.model.base import NO_JSON, Record, Value
 
 CheckpointKind: TypeAlias = Literal["after_work", "before_completion"]
 """The safe boundaries inside a turn at which more input may arrive."""
@@ -45,7 +45,7 @@ class PersistedTurnState(Value, frozen=True):
     turn_index: int = 0
     token_usage: TokenUsage = TokenUsage()
     last_prompt_usage: TokenUsage | None = None
-    protocol_turn_options: msgspec.Raw | None = None
+    protocol_turn_options: msgspec.Raw = NO_JSON
 
 
 class BlobRef(Value, frozen=True):

@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from fastness.model.base import Record, Value
+from fastness.model.base import NO_JSON, Record, Value
 from fastness.model.lease import LeaseOwnerIdentity
 
 
@@ -26,7 +26,7 @@ class Task(Value, frozen=True, tag_field="type", tag="task"):
     """Work of the application. ``data`` is its own JSON."""
 
     kind: str
-    data: msgspec.Raw = msgspec.Raw(b"null")
+    data: msgspec.Raw = NO_JSON
 
 
 QueuedWorkPayload: TypeAlias = ProcessWake | SessionCommand | Task

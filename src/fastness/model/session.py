@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from fastness.model.base import Record, Value
+from fastness.model.base import NO_JSON, Record, Value
 from fastness.model.checkpoint import (
     BlobRef,
     HydratedSessionCheckpoint,
@@ -66,7 +66,7 @@ class AgentFrameRecord(Record, frozen=True):
     reason: str = "initial"
     previous_frame_id: str | None = None
     checkpoint_ref: BlobRef | None = None
-    body: msgspec.Raw | None = None
+    body: msgspec.Raw = NO_JSON
 
 
 class SessionHeadMeta(Record, frozen=True):

@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from fastness.model.base import Record, Value
+from fastness.model.base import NO_JSON, Record, Value
 
 Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
 
@@ -27,7 +27,7 @@ class ToolCallPart(Value, frozen=True, tag_field="type", tag="tool_call"):
     """A model asks for a tool. ``arguments`` is the model's own JSON, byte for byte; ``id`` the provider's call id."""
 
     name: str
-    arguments: msgspec.Raw = msgspec.Raw(b"null")
+    arguments: msgspec.Raw = NO_JSON
     id: str | None = None
 
 

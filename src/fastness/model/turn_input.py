@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from fastness.model.attachments import AttachmentRef
-from fastness.model.base import Record, Value
+from fastness.model.base import NO_JSON, Record, Value
 from fastness.model.checkpoint import CheckpointKind
 from fastness.model.lease import LeaseOwnerIdentity
 
@@ -52,7 +52,7 @@ class TurnInput(Value, frozen=True):
     """One submission. ``metadata`` is the application's own JSON."""
 
     items: tuple[TurnInputItem, ...]
-    metadata: msgspec.Raw | None = None
+    metadata: msgspec.Raw = NO_JSON
 
     @classmethod
     def of_text(cls, text: str) -> TurnInput:

@@ -16,7 +16,7 @@ from fastness.decide.claims import Claimable, Grant
 from fastness.decide.lane import LaneFacts, require_live
 from fastness.decide.queued_work import WaitingWork, WorkRow
 from fastness.errors import InvalidInputError, QueuedWorkClaimExpiredError, SessionBindingMismatchError
-from fastness.model.base import encode, encode_checked
+from fastness.model.base import checked, encode
 from fastness.model.lease import SessionExecutionLeaseFence
 from fastness.model.queued_work import (
     MergeKey,
@@ -81,7 +81,7 @@ def enqueue(target: Target, draft: QueuedWorkBatchDraft, minted_id: str) -> Prog
     limits.check_batch_draft(draft)
     if draft.session_id != target.session_id:
         raise SessionBindingMismatchError(target.session_id, draft.session_id)
-    body = encode_checked(draft)
+    draft, body = checked(draft)
     lane = yield from lock_lane_or_create(target)
     if draft.source_key is not None:
         (known,) = yield Read(Statement(FIND_BY_KEY, (lane.sid, draft.source_key)))

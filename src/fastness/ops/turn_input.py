@@ -16,7 +16,7 @@ from fastness.decide.claims import Claimable, Grant, pick
 from fastness.decide.lane import LaneFacts, require_live
 from fastness.decide.turn_input import InputRow
 from fastness.errors import SessionBindingMismatchError, TurnInputClaimExpiredError
-from fastness.model.base import encode_checked
+from fastness.model.base import checked
 from fastness.model.checkpoint import CheckpointKind
 from fastness.model.lease import SessionExecutionLeaseFence
 from fastness.model.turn_input import (
@@ -106,7 +106,7 @@ def enqueue(target: Target, draft: PendingTurnInputDraft, minted_id: str) -> Pro
     limits.check_input_draft(draft)
     if draft.session_id != target.session_id:
         raise SessionBindingMismatchError(target.session_id, draft.session_id)
-    body = encode_checked(draft)
+    draft, body = checked(draft)
     lane = yield from lock_lane_or_create(target)
     known = yield from _find(lane, _names_of(draft))
     row = rules.resubmitted(draft, known)

@@ -39,6 +39,8 @@ from fastness.factory import (
 )
 from fastness.liveness import current_process, is_dead, mint_owner
 from fastness.model import (
+    NO_JSON,
+    RECORD_VERSION,
     Acquired,
     ActivePath,
     ActiveTurn,
@@ -64,8 +66,8 @@ from fastness.model import (
     BySourceKey,
     Cancelled,
     CheckFinding,
-    CheckReport,
     CheckpointKind,
+    CheckReport,
     Child,
     Conversation,
     DeliveryPolicy,
@@ -124,7 +126,6 @@ from fastness.model import (
     QueuedWorkItem,
     QueuedWorkPayload,
     QueuedWorkStore,
-    RECORD_VERSION,
     ReasoningPart,
     Record,
     ReplaceFull,
@@ -189,6 +190,8 @@ from fastness.state import load_persisted_session_state, load_persisted_session_
 from fastness.store import SessionStore
 
 __all__ = [
+    "NO_JSON",
+    "RECORD_VERSION",
     "Acquired",
     "ActivePath",
     "ActiveTurn",
@@ -294,7 +297,6 @@ __all__ = [
     "QueuedWorkItem",
     "QueuedWorkPayload",
     "QueuedWorkStore",
-    "RECORD_VERSION",
     "ReasoningPart",
     "Record",
     "RecordVersionError",

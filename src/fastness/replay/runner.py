@@ -21,10 +21,11 @@ from fastness.errors import (
     InvalidInputError,
     LeaseExpiredError,
     StoreError,
+    TurnCommitConflictError,
 )
 from fastness.liveness import is_dead, mint_owner
 from fastness.model.checkpoint import HydratedSessionCheckpoint, PersistedTurnState, TokenLedgerEntry
-from fastness.model.commit import RuntimeCommit
+from fastness.model.commit import RuntimeCommit, RuntimeCommitResult
 from fastness.model.graph import Append
 from fastness.model.lease import Acquired, LeaseTimings, LocalProcess, SessionExecutionLease
 from fastness.model.protocols import RuntimePersistence
@@ -64,12 +65,14 @@ class _OvertakenError(Exception):
     """Somebody else moved the session on: look again at where it stands."""
 
 
+# A turn conflict means that another run settled the same turn: it claimed the input that this one found consumed.
 _LOOK_AGAIN = (
     _OvertakenError,
     HeadRevisionConflictError,
     LeaseExpiredError,
     ClaimExpiredError,
     CommitOutcomeUnknownError,
+    TurnCommitConflictError,
 )
 
 
@@ -118,7 +121,7 @@ class Replayer:
                 return TurnOutcome(turn, replayed=unanswered > 0, messages_added=unanswered)
             missing = turn.nodes[self._present - end :]
             try:
-                self._revision = await self._attempt(turn, missing)
+                result = await self._attempt(turn, missing)
             except _LOOK_AGAIN as error:
                 if isinstance(error, CommitOutcomeUnknownError):
                     unanswered = _count_messages(missing)
@@ -127,12 +130,13 @@ class Replayer:
                 await asyncio.sleep(_pause(attempt))
                 await self._look()
             else:
-                self._present = end
-                return TurnOutcome(turn, replayed=True, messages_added=_count_messages(missing))
+                self._revision, self._present = result.head_revision, end
+                ours = not result.replayed or unanswered > 0
+                return TurnOutcome(turn, ours, _count_messages(missing) if ours else 0)
         raise AssertionError("the last attempt returns or raises")
 
-    async def _attempt(self, turn: PlannedTurn, missing: tuple[PlannedNode, ...]) -> int:
-        """Run the turn once and give the head's new revision."""
+    async def _attempt(self, turn: PlannedTurn, missing: tuple[PlannedNode, ...]) -> RuntimeCommitResult:
+        """Run the turn once."""
         input_ids = await self._enqueue(turn, missing)
         lease = await self._enter_lane()
         try:
@@ -146,7 +150,7 @@ class Replayer:
         if result.replayed and await self._store.load_node(turn.leaf_node_id) is None:
             what = f"turn {turn.turn_id!r} of session {turn.session_id!r}"
             raise InvalidInputError(what, "was settled before and removed since; vacuum the receipts to import it anew")
-        return result.head_revision
+        return result
 
     async def _enqueue(self, turn: PlannedTurn, missing: tuple[PlannedNode, ...]) -> tuple[str, ...]:
         """Enqueue what the user says, and give the ids of what waits for a turn.
