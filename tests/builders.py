@@ -40,6 +40,7 @@ from fastness.model import (
     TokenUsage,
     TurnInput,
     TurnInputIngress,
+    Unchanged,
     message_node,
     raw_json,
 )
@@ -108,8 +109,10 @@ async def turn(
 ) -> RuntimeCommitResult:
     """A whole turn of a free lane: claim it, append the nodes on the head as it is, settle, release."""
     lease = await lane(store, owner("turn", "turn"), session_id=session_id)
-    fields = {"release_session_execution_lease": lease.completion(), **fields}
-    return await store.commit_runtime_state(commit(lease, await revision(store), *nodes, **fields))
+    head = await store.load_head()
+    stay = Unchanged(None if head is None else head.leaf_node_id)
+    fields = {"graph": stay, "release_session_execution_lease": lease.completion(), **fields}
+    return await store.commit_runtime_state(commit(lease, None if head is None else head.revision, *nodes, **fields))
 
 
 def checkpoint(turn_index: int = 1, **parts: Any) -> HydratedSessionCheckpoint:

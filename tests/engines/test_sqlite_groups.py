@@ -65,6 +65,15 @@ async def test_programs_that_wait_share_one_commit(path: Path) -> None:
     await engine.close()
 
 
+async def test_a_group_is_bounded(path: Path) -> None:
+    """However many wait, a transaction takes 256 of them, and all are answered."""
+    script = Script()
+    engine = SqliteEngine(path, before_batch=script)
+    assert await in_one_group(engine, *[add(f"r{n}") for n in range(600)]) == list(range(600))
+    assert script.commits == 3
+    await engine.close()
+
+
 async def test_a_refusal_before_the_first_write_fails_alone_without_a_second_run(path: Path) -> None:
     """A program that refused before it wrote takes nobody with it and costs no second run."""
     script = Script()

@@ -44,6 +44,18 @@ def test_a_log_that_does_not_start_over_is_tried_again_later() -> None:
     assert [watch.committed(pages) for pages in (3_520, 6_499, 6_500)] == ["nothing", "nothing", "background"]
 
 
+def test_a_log_is_stubborn_from_a_tail_in_vain_until_it_starts_over() -> None:
+    """Where a copied tail did not do, the next one is copied with all writers shut out."""
+    watch = WalWatch()
+    watch.committed(3_500)
+    assert not watch.stubborn
+    watch.tail_copied()
+    watch.committed(3_520)
+    assert watch.stubborn
+    watch.committed(10)
+    assert not watch.stubborn
+
+
 def test_the_hard_bound_is_handled_by_the_writer() -> None:
     """From 12,000 pages on the writer does it itself, whatever runs, and again only every 3,000 pages."""
     watch = WalWatch()
@@ -56,16 +68,16 @@ def test_the_hard_bound_is_handled_by_the_writer() -> None:
 
 
 def test_a_pinned_log_is_news_once_until_it_starts_over() -> None:
-    """A log that cannot be copied whole, or that grows on although it was, is reported once for each episode."""
+    """A log that cannot be copied whole at the hard bound is reported once for each episode."""
     watch = WalWatch()
     watch.committed(12_000)
     assert not watch.is_news(whole=True)
     assert watch.is_news(whole=False)
     assert not watch.is_news(whole=False)
     watch.committed(40)
-    watch.committed(15_000)
-    assert watch.is_news(whole=True)
-    assert not watch.is_news(whole=True)
+    watch.committed(12_000)
+    assert watch.is_news(whole=False)
+    assert not watch.is_news(whole=False)
 
 
 async def test_the_log_stays_short_under_sustained_load(path: Path) -> None:

@@ -279,6 +279,17 @@ async def test_g5_the_head_moves_to_its_nearest_live_ancestor(lab: Lab) -> None:
     assert (head.leaf_node_id, head.revision, head.node_count) == (None, 5, 1)
 
 
+async def test_g5_a_session_that_stands_on_none_goes_on(lab: Lab) -> None:
+    """Where tombstones left the head without a leaf, a commit that does not move it lands, other roots or not."""
+    store = await tree(lab)
+    await store.tombstone_nodes(["a", "b", "c", "d", "e"])
+    await change(store, Unchanged(None))
+    await change(store, Unchanged("r"))
+    head = await (await lab.reopen()).load_head()
+    assert head is not None
+    assert (head.leaf_node_id, head.revision, head.node_count) == ("r", 6, 1)
+
+
 async def test_g5_a_branch_goes_whole(lab: Lab) -> None:
     """A node with a live descendant that is not named in the same call is refused, by name."""
     store = await tree(lab)

@@ -165,12 +165,12 @@ async def evidence(lab: Lab) -> RuntimePersistence:
         batches = await store.claim_ready_queued_work("s", lease.fence(), boundary="idle", max_batches=1)
         assert inputs is not None
         assert batches is not None
-        settled = commit(lease, at or None, node(f"n{at}")).completing_turn_input_claim(inputs)
+        settled = commit(lease, at or None, node(f"n{at}", "n0" if at else None)).completing_turn_input_claim(inputs)
         settled = settled.completing_queue_claim(batches).with_turn_commit(f"t{at}")
         await store.commit_runtime_state(settled)
         lab.clock.advance(100)
     lease = await lane(store)
-    await store.commit_runtime_state(commit(lease, 2, *chain("x", "y")).with_turn_commit("t2"))
+    await store.commit_runtime_state(commit(lease, 2, *chain("x", "y", after="n1")).with_turn_commit("t2"))
     await store.tombstone_nodes(["x", "y"])
     await store.enqueue_pending_turn_input(said("waiting"))
     await store.enqueue_queued_work(work())

@@ -3,7 +3,8 @@
 SQLite's own checkpoint runs inside somebody's commit. Here most of the work is done beside the commits: from
 ``SOFT_BOUND`` pages on, a background connection copies the log into the database file and syncs it, a few times, since
 commits go on meanwhile. Then the writer copies the short tail between two groups, so that the next commit starts the
-log over from its beginning. At ``HARD_BOUND`` pages the writer does it all itself.
+log over from its beginning. Where other processes commit in between, the log does not start over that way; the next
+tail is then copied with all writers shut out. At ``HARD_BOUND`` pages the writer does it all itself.
 
 ``WalWatch`` decides and does no I/O; ``Checkpointer`` is the background thread.
 """
@@ -27,6 +28,7 @@ SOFT_BOUND = 3_000
 HARD_BOUND = 12_000
 _ROUNDS = 4
 _SHORT_TAIL = 64
+_MOMENT_MS = 50
 
 _log = logging.getLogger("fastness.sqlite")
 
@@ -34,15 +36,16 @@ Action: TypeAlias = Literal["nothing", "background", "inline"]
 
 
 class WalWatch:
-    """Watches the log's length, in pages, and says who shall checkpoint.
+    """Watches the log's length, in pages, and says who shall checkpoint, and how.
 
-    A log that was copied and still does not start over is pinned: somebody reads an old snapshot. That is told once,
-    until the log starts over.
+    ``stubborn`` is true while a log goes on although its tail was copied. A log that cannot be copied whole at the hard
+    bound is pinned: somebody reads an old snapshot. That is told once, until the log starts over.
     """
 
     def __init__(self, soft: int = SOFT_BOUND, hard: int = HARD_BOUND) -> None:
         self.pages = 0
         self.running = False
+        self.stubborn = False
         self._soft = soft
         self._hard = hard
         self._next_background = soft
@@ -52,7 +55,8 @@ class WalWatch:
     def committed(self, pages: int) -> Action:
         """Take the length of the log after a commit; say what to do now."""
         if pages < self.pages:
-            self._next_background, self._next_inline, self._told = self._soft, self._hard, False
+            self._next_background, self._next_inline = self._soft, self._hard
+            self.stubborn = self._told = False
         self.pages = pages
         if pages >= self._next_inline:
             self._next_inline = pages + self._soft
@@ -65,12 +69,12 @@ class WalWatch:
     def tail_copied(self) -> None:
         """Note that a background run has ended. The next comes after as many pages again, or with a new log."""
         self.running = False
+        self.stubborn = True
         self._next_background = self.pages + self._soft
 
     def is_news(self, whole: bool) -> bool:
         """Whether to report a pinned log after an inline checkpoint, which did or did not copy the whole log."""
-        pinned = not whole or self.pages >= self._hard + self._soft
-        if not pinned or self._told:
+        if whole or self._told:
             return False
         self._told = True
         return True
@@ -92,6 +96,18 @@ def passive_checkpoint(connection: apsw.Connection) -> Copied | None:
     except apsw.Error as error:
         _log.warning("a checkpoint failed (%s); the log keeps everything, it is tried again later", code_of(error))
         return None
+
+
+def thorough_checkpoint(link: Link) -> Copied | None:
+    """Copy the whole log while no process can add to it. Waits a moment for writers and readers; else as much as goes."""
+    patience = link.wait.timeout_ms
+    link.wait.timeout_ms = min(patience, _MOMENT_MS)
+    try:
+        return Copied(*link.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_FULL))
+    except apsw.Error:
+        return passive_checkpoint(link.connection)
+    finally:
+        link.wait.timeout_ms = patience
 
 
 def report_pinned(place: str, pages: int) -> None:

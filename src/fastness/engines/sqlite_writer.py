@@ -24,7 +24,7 @@ from fastness.engines.sqlite_faults import commit_error, same_for_another
 from fastness.engines.sqlite_files import SharedFile, release
 from fastness.engines.sqlite_open import Link, Settings, enter_file, open_helper, open_writer
 from fastness.engines.sqlite_run import Job, deliver, run
-from fastness.engines.sqlite_wal import Checkpointer, WalWatch, passive_checkpoint, report_pinned
+from fastness.engines.sqlite_wal import Checkpointer, WalWatch, passive_checkpoint, report_pinned, thorough_checkpoint
 from fastness.errors import BackendError, CommitOutcomeUnknownError, StoreError
 
 LARGEST_GROUP = 256
@@ -278,7 +278,7 @@ class Writer:
         return apsw.SQLITE_OK
 
     def _look_after_log(self) -> None:
-        if self._checkpointer is None:
+        if self._checkpointer is None or self.is_stopping:
             return
         action = self._watch.committed(self._wal_pages)
         if action == "background":
@@ -291,18 +291,22 @@ class Writer:
         if self._link is None:
             return
         with self._file.checkpointing:
-            found = passive_checkpoint(self._link.connection)
+            found = thorough_checkpoint(self._link)
         if found is not None and self._watch.is_news(found.copied == found.pages):
             report_pinned(self._settings.place, found.pages)
 
     def _copy_tail(self) -> None:
         """Finish a background run: after this, the next commit starts the log over."""
+        is_stubborn = self._watch.stubborn
         self._watch.tail_copied()
         file = self._file
         if file is None or self._link is None or not file.checkpointing.acquire(blocking=False):
             return
         try:
-            passive_checkpoint(self._link.connection)
+            if is_stubborn:
+                thorough_checkpoint(self._link)
+            else:
+                passive_checkpoint(self._link.connection)
         finally:
             file.checkpointing.release()
 

@@ -1,4 +1,4 @@
-"""The capabilities of a store, as protocols. What each must do is the law of ``docs/contract.md``.
+"""The capabilities of a store, as protocols. What each must do stands in ``docs/laws.md``.
 
 Every method that does I/O is a coroutine. All raise ``StoreError`` and nothing else for what goes wrong.
 """

@@ -146,8 +146,9 @@ def _read_facts(target: Target, rows: dict[str, list[Row]]) -> CommitFacts:
 def _head_facts(rows: list[Row]) -> HeadFacts | None:
     if not rows:
         return None
-    *columns, checkpoint = rows[0]
-    return HeadFacts(*columns, None if checkpoint is None else stored(SessionCheckpoint, checkpoint))
+    revision, leaf, count, next_seq, config, frame, ref, body = rows[0]
+    checkpoint = None if body is None else stored(SessionCheckpoint, body)
+    return HeadFacts(revision, leaf, count, next_seq, config, frame, ref, checkpoint)
 
 
 def _receipt(rows: list[Row]) -> Receipt | None:
@@ -200,19 +201,16 @@ def _graph(given: CommitInput, plan: Settlement, sid: int) -> Iterable[Statement
         yield Statement(PUT_FRAME, (sid, frame.frame_id, seq, body))
 
 
-def _blobs(given: CommitInput, plan: Settlement, sid: int, revision: int) -> Iterable[Statement]:
-    gained = set(plan.blobs_gained)
-    if given.checkpoint is not None:
-        for ref, content in given.checkpoint.contents.items():
-            if ref in gained:
-                yield Statement(ADD_BLOB, (ref, content))
-    for ref in plan.blobs_gained:
-        yield Statement(HOLD_BLOB, (sid, "head", ref))
-    for ref in plan.blobs_dropped:
-        yield Statement(DROP_BLOB, (sid, "head", ref, revision))
-    for holder, refs in plan.frame_blobs.items():
-        for ref in sorted(refs):
-            yield Statement(HOLD_BLOB, (sid, holder, ref))
+def _blobs(given: CommitInput, plan: Settlement, sid: int, revision: int) -> Iterable[Many]:
+    contents = given.checkpoint.contents if given.checkpoint else {}
+    holds = [(sid, "head", ref) for ref in plan.blobs_gained]
+    holds += [(sid, holder, ref) for holder, refs in plan.frame_blobs.items() for ref in sorted(refs)]
+    if plan.blobs_gained:
+        yield Many(ADD_BLOB, [(ref, contents[ref]) for ref in plan.blobs_gained])
+    if holds:
+        yield Many(HOLD_BLOB, holds)
+    if plan.blobs_dropped:
+        yield Many(DROP_BLOB, [(sid, "head", ref, revision) for ref in plan.blobs_dropped])
 
 
 def _head(given: CommitInput, plan: Settlement, sid: int, revision: int) -> Iterable[Statement]:

@@ -1,0 +1,20 @@
+"""The command line. A thin face: it parses, calls, prints, and has no rule of its own.
+
+Exit status: 0 done, 1 ``check`` found faults, 2 anything that went wrong (a line on stderr says what), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+
+
+def run() -> None:
+    """The entry point ``fastness``."""
+    try:
+        from fastness.cli.main import main  # noqa: PLC0415 - its libraries are an extra
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in {"typer", "rich"}:
+            raise
+        sys.stderr.write("fastness: the command line needs an extra; install it with: pip install 'fastness[cli]'\n")
+        sys.exit(2)
+    sys.exit(main())

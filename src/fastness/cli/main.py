@@ -1,0 +1,79 @@
+"""The commands put together, and the one place where errors become an exit status and a line on stderr."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from fastness.cli import care, transfer, view
+from fastness.cli.screen import one_line
+from fastness.cli.session import DatabaseOption, remember_database
+from fastness.errors import StoreError
+
+_FAILED = 2
+_INTERRUPTED = 130
+
+# The library that parses is inside typer in some of its releases and beside it in others; its errors share this root.
+_ParserError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+app = typer.Typer(
+    name="fastness",
+    help="Durable sessions for AI agents: look at them, move them in and out, and take care of them.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback(invoke_without_command=True)
+def fastness(
+    context: typer.Context,
+    database: DatabaseOption = None,
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    """Print help where no command is given."""
+    if show_version:
+        print(f"fastness {version('fastness')}")
+        raise typer.Exit
+    remember_database(context, database)
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+for _module in (transfer, view, care):
+    _module.register(app)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line and give the exit status. Nothing that goes wrong on purpose leaves a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that cannot show a character is no reason to stop.
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        status = app(args=arguments, standalone_mode=False)
+        sys.stdout.flush()
+    except StoreError as error:
+        return _fail(str(error))
+    except _ParserError as error:
+        return _fail(getattr(error, "format_message", error.__str__)())
+    except (KeyboardInterrupt, typer.Abort):
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # The reader has gone, and Python would say so when it flushes at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _INTERRUPTED
+    except OSError as error:
+        return _fail(f"cannot write the output: {error.strerror or error}")
+    return status if isinstance(status, int) else 0
+
+
+def _fail(message: str) -> int:
+    print(f"fastness: {one_line(message)}", file=sys.stderr)
+    return _FAILED

@@ -1,0 +1,81 @@
+"""What reaches the terminal: text made safe, columns, JSON.
+
+Transcripts hold what models and tools wrote. Control characters in them could move the cursor, change the title or
+forge lines, and marks of writing direction could disguise what is read: both are shown as visible signs instead.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from fastness.model.base import encode
+
+_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\u200e\u200f\u061c]")
+_LINE_BREAKS = re.compile("[\n\t]")
+_UNSAFE_IN_JSON = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069\u200e\u200f\u061c]")
+
+
+def safe(text: str) -> str:
+    """Make text harmless to a terminal; line feeds and tabs stay."""
+    return _UNSAFE.sub(_sign, text)
+
+
+def one_line(text: str, limit: int | None = None) -> str:
+    """Make text harmless and put it on one line, cut to a length where one is given."""
+    found = safe(_LINE_BREAKS.sub(" ", text))
+    return found if limit is None or len(found) <= limit else found[: max(limit - 1, 0)] + "…"
+
+
+def out(text: str = "") -> None:
+    """Print text that is safe already."""
+    print(text)
+
+
+def out_json(value: Any) -> None:
+    """Print a value as one line of JSON."""
+    out_bytes(encode(value))
+
+
+def out_bytes(data: bytes) -> None:
+    """Print JSON as it is; on a terminal, with escapes for what a terminal could take for a command."""
+    if sys.stdout.isatty():
+        data = _UNSAFE_IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", data.decode()).encode()
+    sys.stdout.flush()
+    binary = getattr(sys.stdout, "buffer", None)
+    if binary is None:
+        sys.stdout.write(data.decode() + "\n")
+    else:
+        binary.write(data + b"\n")
+
+
+def columns(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Lay out rows under their heads, two blanks between columns."""
+    table = [heads, *(tuple(one_line(cell) for cell in row) for row in rows)]
+    widths = [max(len(row[at]) for row in table) for at in range(len(heads))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table
+    )
+
+
+def counted(count: int, noun: str, plural: str | None = None) -> str:
+    """Say how many there are."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def moment(epoch_ms: int) -> str:
+    """Give a time of the database as a person reads it, in UTC."""
+    try:
+        return datetime.fromtimestamp(epoch_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    except (OverflowError, ValueError, OSError):
+        return f"{epoch_ms} ms"
+
+
+def _sign(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    if code < 0x20:
+        return chr(0x2400 + code)
+    return "\u2421" if code == 0x7F else f"<U+{code:04X}>"

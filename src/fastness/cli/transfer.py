@@ -1,0 +1,118 @@
+"""``import`` and ``export``: conversations in and out."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from fastness.cli.screen import counted, out, out_bytes, out_json
+from fastness.cli.session import DatabaseOption, JsonOption, load, run
+from fastness.errors import InvalidInputError
+from fastness.factory import EngineSessionStoreFactory
+from fastness.persistence import FullGraph
+from fastness.replay import ImportOptions, ImportReport, Survey, TurnOutcome, exported_records, import_file, survey
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("import")(import_)
+    app.command("export")(export)
+
+
+def import_(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(help="Records as a JSON array, as JSON Lines, or a single one.")],
+    branch_by: Annotated[
+        str | None,
+        typer.Option(metavar="FIELD", help="Records with an equal value of this field become branches of one session."),
+    ] = None,
+    session_id: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEMPLATE", help="Names sessions: {stem} of the file, {index} of the record, {value} of the field."
+        ),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=0, help="Stop after so many records.")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, max=1024, help="Conversations replayed at once.")] = 16,
+    database: DatabaseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Replay recorded conversations as durable turns. Running it again adds nothing.
+
+    A record is an object with its messages (OpenAI chat format) under traj, messages or conversation, or a bare list.
+    """
+    options = ImportOptions(branch_by, session_id, limit, concurrency)
+    surveyed = survey(file, options)
+
+    async def work(factory: EngineSessionStoreFactory) -> ImportReport:
+        with _progress() as bar:
+            task = bar.add_task("replaying", total=surveyed.turns)
+
+            def advance(outcome: TurnOutcome) -> None:
+                bar.advance(task)
+
+            return await import_file(factory, file, options, surveyed=surveyed, progress=advance)
+
+    report = run(context, database, work, create=True)
+    out_json(report) if as_json else out(_summary(surveyed, report))
+
+
+def export(
+    context: typer.Context,
+    session_ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="The sessions.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Export every session.")] = False,
+    leaf: Annotated[str | None, typer.Option(metavar="NODE", help="Only the branch that ends here.")] = None,
+    database: DatabaseOption = None,
+) -> None:
+    """Print sessions in the format they came in, one record a line (JSON Lines); every branch is a record."""
+    wanted = session_ids or []
+    if every == bool(wanted) or (leaf is not None and len(wanted) != 1):
+        raise InvalidInputError("export", "needs the ids of sessions, or --all; --leaf goes with a single id")
+
+    async def work(factory: EngineSessionStoreFactory) -> None:
+        if every:
+            async for session_id in factory.session_ids():
+                await _export_one(factory, session_id, None)
+        for session_id in wanted:
+            await _export_one(factory, session_id, leaf)
+
+    run(context, database, work)
+
+
+async def _export_one(factory: EngineSessionStoreFactory, session_id: str, leaf: str | None) -> None:
+    read = await load(factory, session_id, FullGraph())
+    if read is None:
+        return
+    for record in exported_records(read.graph, leaf, session_id=session_id):
+        out_bytes(record)
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("turns"),
+        TimeRemainingColumn(),
+        console=Console(file=sys.stderr),
+        disable=not sys.stderr.isatty(),
+        transient=True,
+    )
+
+
+def _summary(surveyed: Survey, report: ImportReport) -> str:
+    conversations = counted(surveyed.conversations, "conversation")
+    if not report.turns_replayed:
+        return f"nothing to add: all {counted(report.turns_present, 'turn')} of {conversations} are there"
+    text = f"replayed {counted(report.turns_replayed, 'turn')} of {conversations},"
+    text += f" {counted(report.messages_added, 'message')} added"
+    if report.turns_present:
+        text += f"; {counted(report.turns_present, 'turn')} {'was' if report.turns_present == 1 else 'were'} there"
+    if report.lanes_taken_over:
+        text += f"; {counted(report.lanes_taken_over, 'lane')} taken over from dead processes"
+    return text
