@@ -83,10 +83,10 @@ async def test_a_killed_process_loses_nothing_that_was_acknowledged(path: Path) 
     """What a process was told to be written survives its SIGKILL, whole; what was not is there whole or not at all."""
     process = start_python(LOOP, str(path))
     assert process.stdout is not None
-    lines = [process.stdout.readline() for _ in range(30)]
+    printed = "".join(process.stdout.readline() for _ in range(30))
     process.send_signal(signal.SIGKILL)
-    rest, _ = process.communicate(timeout=60)
-    told = len("".join(lines) + rest.rpartition("\n")[0]) and int(("".join(lines) + rest).split("\n")[-2])
+    printed += process.communicate(timeout=60)[0]
+    told = int(printed.split("\n")[-2])  # the last whole line
     engine = SqliteEngine(path)
     found = await engine.read(refs)
     assert found[: 2 * (told + 1)] == [f"{n:07}-{letter}" for n in range(told + 1) for letter in "ab"]

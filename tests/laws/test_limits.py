@@ -81,10 +81,11 @@ async def test_b1_ids_may_have_512_bytes_and_any_letters(lab: Lab) -> None:
     """An id of exactly 512 bytes works everywhere that an id is, as does one that looks like SQL."""
     for session_id in ("x" * 512, "é" * 256, "'; drop table node; --", "%_$1 \u2028/.."):
         store = await lab.store(session_id)
-        await turn(store, node(session_id), session_id=session_id)
+        message = Message(session_id, "user", (TextPart("hi"),))
+        await turn(store, message_node(session_id, None, WHEN, message), session_id=session_id)
         await store.enqueue_pending_turn_input(said("hi", session_id=session_id, key=session_id, input_id=session_id))
         again = await lab.reopen(session_id)
-        assert await again.load_node(session_id) == node(session_id)
+        assert await again.load_node(session_id) == message_node(session_id, None, WHEN, message)
         assert texts(await again.list_pending_turn_inputs(session_id)) == ["hi"]
     await lab.assert_sound()
 

@@ -65,8 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(getattr(error, "format_message", error.__str__)())
     except (KeyboardInterrupt, typer.Abort):
         return _INTERRUPTED
-    except BrokenPipeError:
-        # The reader has gone, and Python would say so when it flushes at the end.
+    except (BrokenPipeError, SystemExit):
+        # The reader has gone: the parser turns that into an exit, and Python would complain when it flushes at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _INTERRUPTED
     except OSError as error:

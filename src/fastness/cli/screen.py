@@ -16,6 +16,7 @@ from fastness.model.base import encode
 
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\u200e\u200f\u061c]")
 _LINE_BREAKS = re.compile("[\n\t]")
+_BROKEN_JSON = re.compile(rb"[ \t]*[\r\n][ \t\r\n]*")
 _UNSAFE_IN_JSON = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069\u200e\u200f\u061c]")
 
 
@@ -41,7 +42,9 @@ def out_json(value: Any) -> None:
 
 
 def out_bytes(data: bytes) -> None:
-    """Print JSON as it is; on a terminal, with escapes for what a terminal could take for a command."""
+    """Print JSON as it is, on one line; on a terminal, with escapes for what a terminal could take for a command."""
+    # A line break inside JSON is white space between values: text has it as an escape.
+    data = _BROKEN_JSON.sub(b"", data)
     if sys.stdout.isatty():
         data = _UNSAFE_IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", data.decode()).encode()
     sys.stdout.flush()

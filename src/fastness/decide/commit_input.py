@@ -14,6 +14,7 @@ from fastness.decide.limits import (
     check_id,
     check_input_draft,
     check_optional_id,
+    utf8_size,
 )
 from fastness.errors import InvalidInputError
 from fastness.model.base import encode, encode_checked, sha256_hex
@@ -88,10 +89,11 @@ def prepare(commit: RuntimeCommit, budget_bytes: int) -> CommitInput:
         _check_node(node)
     for frame in commit.agent_frames:
         _check_frame(frame)
-    node_bodies = [encode_checked(node).decode() for node in nodes]
-    frame_bodies = [encode_checked(frame).decode() for frame in commit.agent_frames]
+    node_bodies = [encode_checked(node) for node in nodes]
+    frame_bodies = [encode_checked(frame) for frame in commit.agent_frames]
     checkpoint = None if commit.checkpoint is None else _checkpoint(commit.checkpoint)
-    size = sum(map(len, node_bodies)) + sum(map(len, frame_bodies)) + sum(len(encode(entry)) for entry in commit.outbox)
+    size = sum(map(utf8_size, node_bodies)) + sum(map(utf8_size, frame_bodies))
+    size += sum(len(encode(entry)) for entry in commit.outbox)
     if checkpoint is not None:
         size += sum(map(len, checkpoint.contents.values()))
     check_budget(size, budget_bytes)
@@ -100,7 +102,7 @@ def prepare(commit: RuntimeCommit, budget_bytes: int) -> CommitInput:
         nodes,
         node_bodies,
         leaf_of(commit.graph),
-        None if commit.config is None else encode_checked(commit.config).decode(),
+        None if commit.config is None else encode_checked(commit.config),
         frame_bodies,
         checkpoint,
         _usage(commit.usage_deltas),
@@ -230,7 +232,7 @@ def _checkpoint(hydrated: HydratedSessionCheckpoint) -> CheckpointInput:
         _part("plugin_snapshot", hydrated.plugin_snapshot, contents, carried),
         _part("execution_state", hydrated.execution_state, contents, carried),
     )
-    body = encode_checked(manifest)
+    body = encode_checked(manifest).encode()
     manifest_ref = sha256_hex(body)
     contents[manifest_ref] = body
     return CheckpointInput(manifest, manifest_ref, contents, tuple(carried))

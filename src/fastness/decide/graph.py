@@ -32,14 +32,14 @@ def place(
     known: Mapping[str, KnownNode],
     next_seq: int,
     *,
-    live_count: int,
+    stands_on: str | None,
     replaces: bool,
 ) -> list[PlacedNode]:
     """Give every new node its place, or say why the graph may not change so (laws G1, G4).
 
-    ``known`` are the stored nodes among the ids that the change names, ``live_count`` is how many live nodes are stored.
-    With ``replaces`` the live ones go away first, so that their ids are free again and nothing may hang on them. The leaf
-    is None only where there is no node: a commit that forgot its leaf must not move the session to nowhere.
+    ``known`` are the stored nodes among the ids that the change names, ``stands_on`` is the head's leaf. With
+    ``replaces`` the live ones go away first, so that their ids are free again and nothing may hang on them. The leaf is
+    None only where the session stands on None already: a commit that forgot its leaf must not move it to nowhere.
     """
     live = {} if replaces else {node_id: node.seq for node_id, node in known.items() if not node.tombstoned}
     taken = {node_id for node_id, node in known.items() if not replaces or node.tombstoned}
@@ -54,7 +54,7 @@ def place(
             if parent_seq is None:
                 raise _no_parent(session_id, node, nodes)
         placed[node.node_id] = PlacedNode(node.node_id, next_seq + at, parent_seq)
-    if leaf_node_id is None and (placed or (live_count and not replaces)):
+    if leaf_node_id is None and (placed or (stands_on is not None and not replaces)):
         raise GraphInvalidError(session_id, "dangling_leaf", None, "the leaf is None beside live nodes; name one of them")
     if leaf_node_id is not None and leaf_node_id not in placed and leaf_node_id not in live:
         raise dangling_leaf(session_id, leaf_node_id)

@@ -150,6 +150,11 @@ def check_budget(size: int, budget: int = DEFAULT_COMMIT_BUDGET_BYTES) -> None:
         raise InvalidInputError("content", f"has {size} bytes, over the configured budget of {budget}")
 
 
+def utf8_size(text: str) -> int:
+    """Give how many bytes a text has in UTF-8."""
+    return len(text) if text.isascii() else len(text.encode())
+
+
 def check_fence(fence: object) -> None:
     """Refuse what is no fence. None passes: the lane's own check calls it a missing lease."""
     if fence is not None:

@@ -99,7 +99,7 @@ def passive_checkpoint(connection: apsw.Connection) -> Copied | None:
 
 
 def thorough_checkpoint(link: Link) -> Copied | None:
-    """Copy the whole log while no process can add to it. Waits a moment for writers and readers; else as much as goes."""
+    """Copy the whole log while no process can add to it. Waits a moment for the others; else copies what it can."""
     patience = link.wait.timeout_ms
     link.wait.timeout_ms = min(patience, _MOMENT_MS)
     try:

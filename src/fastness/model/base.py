@@ -113,16 +113,17 @@ def has_current_version(data: str) -> bool:
     return data.startswith('{"v":1,')
 
 
-def checked(value: R) -> tuple[R, bytes]:
+def checked(value: R) -> tuple[R, str]:
     """Give a record as it will be read back, and the JSON that is about to be stored.
 
     Struct fields are not checked when a value is built. A record that could be written and not be read would poison
     its session, so whatever does not round-trip exactly is an ``InvalidInputError`` here, before anything is written.
     """
-    body = encode(value)
+    data = encode(value)
     try:
-        again = decoder_of(type(value)).decode(body)
-        same = _encoder.encode(again) == body
+        body = data.decode()  # foreign JSON is taken as it is, and may not even be text
+        again = decoder_of(type(value)).decode(data)
+        same = _encoder.encode(again) == data
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise InvalidInputError(type(value).__name__, f"does not fit its own schema: {error}") from None
     if not same:
@@ -132,6 +133,6 @@ def checked(value: R) -> tuple[R, bytes]:
     return again, body
 
 
-def encode_checked(value: R) -> bytes:
+def encode_checked(value: R) -> str:
     """Give the JSON of a record that is about to be stored, proven to read back as itself (see ``checked``)."""
     return checked(value)[1]

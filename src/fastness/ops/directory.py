@@ -45,8 +45,8 @@ def create(request: SessionStoreCreateRequest) -> Program[int]:
 
 
 def _describe(row: SessionRow, meta: SessionMeta, config: PersistedSessionConfig | None) -> Statement:
-    config_body = None if config is None else encode_checked(config).decode()
-    return Statement(DESCRIBE, (row.sid, encode_checked(meta).decode(), parent_of(meta), config_body))
+    config_body = None if config is None else encode_checked(config)
+    return Statement(DESCRIBE, (row.sid, encode_checked(meta), parent_of(meta), config_body))
 
 
 def save_meta(target: Target, meta: SessionMeta) -> Program[int]:

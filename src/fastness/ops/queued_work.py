@@ -88,7 +88,7 @@ def enqueue(target: Target, draft: QueuedWorkBatchDraft, minted_id: str) -> Prog
         if known:
             return _batch(known[0], lane)
     row = WorkRow(minted_id, lane.admission_seq + 1, None, lane.now_ms, Grant(), draft)
-    yield Write(draw_admission(lane), _add(lane.sid, row, body.decode()))
+    yield Write(draw_admission(lane), _add(lane.sid, row, body))
     return rules.as_batch(row, "pending")
 
 

@@ -111,7 +111,7 @@ def enqueue(target: Target, draft: PendingTurnInputDraft, minted_id: str) -> Pro
     known = yield from _find(lane, _names_of(draft))
     row = rules.resubmitted(draft, known)
     if row is None:
-        row = yield from _admit(lane, draft, draft.input_id or minted_id, body.decode())
+        row = yield from _admit(lane, draft, draft.input_id or minted_id, body)
     return rules.as_input(row, rules.effective_state(row, lane))
 
 

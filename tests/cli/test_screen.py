@@ -1,0 +1,58 @@
+"""What reaches a terminal: one line where one is meant, columns that align, JSON that is still the same JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastness.cli.screen import columns, counted, moment, one_line, out_bytes, safe
+
+
+@given(st.text())
+def test_no_text_leaves_with_a_control_character(text: str) -> None:
+    """Whatever comes in, only line feeds and tabs of all control characters go out."""
+    assert all(char.isprintable() or char in "\n\t" or ord(char) > 0x9F for char in safe(text))
+    assert "\n" not in one_line(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "limit", "expected"), [("abc", 3, "abc"), ("abcd", 3, "ab…"), ("a\nb\tc", 9, "a b c")]
+)
+def test_a_line_is_cut_to_its_length(text: str, limit: int, expected: str) -> None:
+    """A cut is marked and within the length."""
+    assert one_line(text, limit) == expected
+
+
+def test_columns_align() -> None:
+    """Cells are padded to the widest; nothing trails."""
+    assert columns(("A", "BB"), [("long", "x"), ("s", "y\n")]) == "A     BB\nlong  x\ns     y"
+
+
+@pytest.mark.parametrize(("count", "expected"), [(0, "0 batches"), (1, "1 batch"), (1200, "1,200 batches")])
+def test_counts_read_as_words(count: int, expected: str) -> None:
+    """One is one, everything else is many."""
+    assert counted(count, "batch", "batches") == expected
+
+
+@pytest.mark.parametrize(("ms", "expected"), [(0, "1970-01-01 00:00:00Z"), (2**62, f"{2**62} ms")])
+def test_times_are_given_in_utc(ms: int, expected: str) -> None:
+    """A time that no calendar has is given as it is stored."""
+    assert moment(ms) == expected
+
+
+def test_json_for_a_terminal_is_escaped_and_still_the_same(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a terminal would obey is escaped there; a file gets the bytes; both on one line."""
+    data = '{\n  "a": "\u009b31m \u202e é"\n}'.encode()
+    out_bytes(data)
+    assert capsys.readouterr().out == '{"a": "\u009b31m \u202e é"}\n'
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    out_bytes(data)
+    escaped = capsys.readouterr().out
+    assert escaped == '{"a": "\\u009b31m \\u202e é"}\n'
+    assert json.loads(escaped) == json.loads(data)
