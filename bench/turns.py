@@ -96,7 +96,9 @@ class Turns:
 
 def turn_nodes(leaf: str | None, turn: int) -> tuple[SessionNodeRecord, ...]:
     """Build the four messages of a turn: question, tool call, tool answer, answer."""
-    call = ToolCallPart("find_flights", raw_json({"date": "2026-05-14", "from": "JFK", "after": "17:00"}), f"call-{turn}")
+    call = ToolCallPart(
+        "find_flights", raw_json({"date": "2026-05-14", "from": "JFK", "after": "17:00"}), f"call-{turn}"
+    )
     found = ToolCallResponsePart(raw_json([{"flight": "HAT136", "at": "18:40", "seats": 4}] * 3), f"call-{turn}")
     spoken: list[tuple[Role, MessagePart]] = [
         ("user", TextPart(_USER)),
@@ -111,3 +113,16 @@ def turn_nodes(leaf: str | None, turn: int) -> tuple[SessionNodeRecord, ...]:
         nodes.append(message_node(node_id, leaf, "2026-05-01T12:00:00.000Z", message))
         leaf = node_id
     return tuple(nodes)
+
+
+async def grow(turns: Turns, node_count: int) -> None:
+    """Give a session this many nodes, in commits of a thousand."""
+    for start in range(0, node_count, 1000):
+        nodes = []
+        for at in range(start, min(start + 1000, node_count)):
+            message = Message(f"old-message-{at}", "user", (TextPart(_USER),))
+            nodes.append(message_node(f"old-{at}", turns.leaf, "2026-05-01T12:00:00.000Z", message))
+            turns.leaf = f"old-{at}"
+        graph = Append(tuple(nodes), turns.leaf)
+        commit = RuntimeCommit(turns.store.session_id, turns.revision, turns.lease.fence(), graph=graph)
+        await turns.land(commit.with_turn_commit(f"grow-{start}"))

@@ -371,7 +371,10 @@ class ReferenceClaims:
             return []
         run = [head]
         for row in queue[1:limit]:
-            same = (row.draft.delivery_policy, row.draft.merge_key) == (head.draft.delivery_policy, head.draft.merge_key)
+            same = (row.draft.delivery_policy, row.draft.merge_key) == (
+                head.draft.delivery_policy,
+                head.draft.merge_key,
+            )
             both_join = row.draft.slot_policy == head.draft.slot_policy == "join"
             if not (same and both_join and row.work_class == "turn_work") or isinstance(head.draft.merge_key, m.Never):
                 break
@@ -402,9 +405,7 @@ class ReferenceClaims:
     ) -> m.QueuedWorkClaim | None:
         """W2 to W4."""
         session = self._require_live(self._find(session_id), session_id, fence)
-        return self._claim_work(
-            session, self._run(self._queue(session, "turn_work", boundary), boundary, max_batches)
-        )
+        return self._claim_work(session, self._run(self._queue(session, "turn_work", boundary), boundary, max_batches))
 
     def claim_ready_queued_work_by_batch_ids(
         self, session_id: str, fence: m.SessionExecutionLeaseFence, *, boundary: str, batch_ids: Sequence[str]

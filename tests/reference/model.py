@@ -63,7 +63,9 @@ class ReferenceFactory:
         roots = 0
         for session in self.sessions.values():
             session.history = [[] for _ in session.history[:-keep]] + session.history[-keep:]
-            roots += (session.checkpoint_ref is not None) + len(session.frame_refs)
+            roots += len(
+                {session.checkpoint_ref, *(frame.checkpoint_ref for frame in session.frames.values())} - {None}
+            )
             for refs in (*session.history, *session.frame_refs.values()):
                 needed.update(refs)
         gone = {ref: size for ref, size in self.blobs.items() if ref not in needed}
@@ -120,6 +122,11 @@ class ReferenceStore(ReferenceClaims):
             stamp = commit.turn_commit
             session.receipts[stamp.turn_id] = Receipt(stamp.turn_commit_hash, result, self.factory.clock())
         self._release(session, commit)
+        for drafted in commit.outbox:
+            if isinstance(drafted, m.OutboxInput):
+                self.enqueue_pending_turn_input(drafted.draft)
+            else:
+                self.enqueue_queued_work(drafted.draft)
         return result
 
     def _recorded(self, session: Session, commit: m.RuntimeCommit) -> m.RuntimeCommitResult | None:
@@ -184,12 +191,13 @@ class ReferenceStore(ReferenceClaims):
         if commit.current_agent_frame_id is not None and commit.current_agent_frame_id not in known:
             raise Refused("GraphInvalidError")
         for frame in commit.agent_frames:
+            before = session.frames.get(frame.frame_id)
             session.frames[frame.frame_id] = frame
             if frame.checkpoint_ref is None:
                 session.frame_refs.pop(frame.frame_id, None)
             elif frame.checkpoint_ref == session.checkpoint_ref:
                 session.frame_refs[frame.frame_id] = self._refs(session)
-            else:
+            elif before is None or before.checkpoint_ref != frame.checkpoint_ref:
                 raise Refused("UnknownBlobRefError")
         session.current_frame = commit.current_agent_frame_id or session.current_frame
 
@@ -232,11 +240,6 @@ class ReferenceStore(ReferenceClaims):
             key = (entry.source, entry.model)
             session.usage[key] = session.usage.get(key, m.TokenUsage()) + entry.usage
         session.config = commit.config or session.config
-        for drafted in commit.outbox:
-            if isinstance(drafted, m.OutboxInput):
-                self.enqueue_pending_turn_input(drafted.draft)
-            else:
-                self.enqueue_queued_work(drafted.draft)
 
     # --- reads ---
 

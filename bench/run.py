@@ -1,0 +1,84 @@
+"""Runs every benchmark and writes results.json and RESULTS.md beside this file.
+
+Figures are medians of rounds that alternate between the two sides in one process on one disk; what counts are the
+ratios. Nothing here passes or fails.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import tempfile
+from pathlib import Path
+
+import apsw
+import msgspec
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from bench import commits, loads  # noqa: E402 - the checkout has to be on the path first
+
+ROWS = (
+    ("Full turn commit, 1 waiter, against the bare script", "≥ 0.6", "commit", "ratio_one_waiter"),
+    ("Full turn commit, 64 waiters, against the bare script", "≥ 1.8", "commit", "ratio_many_waiters"),
+    ("p99 / p50 under sustained load, 1 waiter", "≤ 10", "load", "ratio_p99_p50"),
+    ("Largest log under sustained load, MiB", "< 64", "load", "largest_wal_mib"),
+    ("Commit on 100,000 nodes / on 100 nodes", "≤ 1.2", "growth", "ratio"),
+    ("Loading 10,000 nodes / raw rows plus decoding", "≤ 1.5", "reading", "ratio"),
+    ("Peak memory of an import, 10 times the file", "about 1", "import", "ratio"),
+)
+
+
+def measure() -> dict[str, dict[str, object]]:
+    """Run everything, each part in a folder of its own on the disk of the checkout."""
+    parts = {
+        "commit": commits.against_the_bare_script,
+        "load": commits.under_load,
+        "growth": commits.as_a_session_grows,
+        "reading": loads.against_raw_rows,
+        "import": loads.memory_of_an_import,
+    }
+    results: dict[str, dict[str, object]] = {}
+    for name, part in parts.items():
+        print(f"measuring {name} …", flush=True)
+        with tempfile.TemporaryDirectory(dir=HERE, prefix="out-") as folder:
+            results[name] = part(Path(folder))
+    return results
+
+
+def report(results: dict[str, dict[str, object]]) -> str:
+    """Write the results for people."""
+    versions = f"Python {platform.python_version()}, SQLite {apsw.sqlite_lib_version()}, msgspec {msgspec.__version__}"
+    machine = f"{os.cpu_count()} cores, {versions}"
+    lines = [
+        "# Results of `make bench`",
+        "",
+        f"{machine}. `synchronous=FULL`.",
+        "",
+        "| what | wanted | measured |",
+        "|---|---|---|",
+    ]
+    lines += [f"| {what} | {wanted} | {results[part][key]:.2f} |" for what, wanted, part, key in ROWS]
+    for part, figures in results.items():
+        lines += ["", f"## {part}", "", "| figure | value |", "|---|---|"]
+        lines += [
+            f"| {name} | {value:.2f} |" if isinstance(value, float) else f"| {name} | {value} |"
+            for name, value in figures.items()
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure, write, print."""
+    results = measure()
+    (HERE / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    text = report(results)
+    (HERE / "RESULTS.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""``python -m fastness`` is the command line."""
+
+from fastness.cli import run
+
+run()

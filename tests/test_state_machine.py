@@ -1,0 +1,513 @@
+"""Both engines and a naive reference model, driven through all operations: every answer and the final state agree."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import msgspec
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+
+from fastness.model import (
+    Acquired,
+    ActivePath,
+    ActiveTurn,
+    AgentFrameRecord,
+    Append,
+    BlobRef,
+    ByInputId,
+    BySourceKey,
+    FullGraph,
+    Group,
+    HydratedSessionCheckpoint,
+    LeaseOwnerIdentity,
+    LocalProcess,
+    Never,
+    NextTurn,
+    PayloadDefault,
+    PendingTurnInputDraft,
+    PersistedSessionConfig,
+    PersistedTurnState,
+    QueuedWorkBatchDraft,
+    ReplaceFull,
+    RuntimeCommit,
+    SessionGraph,
+    TurnInput,
+    Unchanged,
+)
+from tests.builders import WHEN, command, content_id, intent, node, task, usage
+from tests.worlds import MODEL, Each, Worlds
+
+SESSIONS = ("a", "b")
+HERE = LocalProcess("host", "boot", 1, "1")
+OWNERS = (
+    LeaseOwnerIdentity("alice", "1"),
+    LeaseOwnerIdentity("alice", "2"),
+    LeaseOwnerIdentity("bob", "1", HERE),
+)
+TURNS = ("t1", "t2", "t3")
+PARTS: tuple[Any, ...] = (
+    None,
+    b"x",
+    b"y",
+    BlobRef("2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"),
+)
+SEEN: Counter[str] = Counter()
+
+sessions = st.sampled_from(SESSIONS)
+owners = st.sampled_from(OWNERS)
+turns = st.sampled_from(TURNS)
+recent = st.sampled_from([0, 0, 0, 0, 1, 2, 5])
+keys = st.sampled_from([None, None, None, "k1", "k2"])
+few = st.integers(1, 3)
+boundaries = st.sampled_from(["after_work", "before_completion"])
+work_boundaries = st.sampled_from(["idle", "idle", "active_turn_checkpoint"])
+merges = st.sampled_from([Never(), PayloadDefault(), Group("g"), Group("g")])
+
+
+@st.composite
+def input_drafts(draw: st.DrawFn) -> PendingTurnInputDraft:
+    """Input for a session, for the next turn or a running one, with or without a key."""
+    ingress = NextTurn() if draw(st.booleans()) else ActiveTurn(draw(turns), draw(boundaries))
+    text = draw(st.sampled_from(["hi", "ho"]))
+    return PendingTurnInputDraft(draw(sessions), ingress, TurnInput.of_text(text), None, draw(keys))
+
+
+@st.composite
+def work_drafts(draw: st.DrawFn) -> QueuedWorkBatchDraft:
+    """Work of all classes and policies, now and then mixed or empty, now and then for later."""
+    payloads = draw(
+        st.sampled_from([(task(),), (task(),), (task("x"), task("y")), (command(),), (task(), command()), ()])
+    )
+    return QueuedWorkBatchDraft(
+        draw(sessions),
+        draw(st.sampled_from(["earliest_safe_boundary", "earliest_safe_boundary", "after_current_turn_commit"])),
+        draw(st.sampled_from(["join", "join", "exclusive"])),
+        payloads,
+        draw(merges),
+        draw(keys),
+        draw(st.sampled_from([0, 0, 0, 1_700_000_020_000])),
+    )
+
+
+class Machine(RuleBasedStateMachine):
+    """The same calls to the model and to both engines. Pools hold what was handed out, one value for each world."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.worlds = Worlds(SEEN)
+        self.handles: dict[str, list[Each]] = {name: [] for name in SESSIONS}
+        self.leases: list[Each] = []
+        self.inputs: list[Each] = []
+        self.batches: list[Each] = []
+        self.input_claims: list[Each] = []
+        self.work_claims: list[Each] = []
+        self.commits: list[tuple[str, Each]] = []
+        self.refs: list[BlobRef | None] = [None]
+        self.node_count = 0
+
+    def teardown(self) -> None:
+        """Compare everything that is left, once more."""
+        try:
+            self.worlds.compare_everything()
+        finally:
+            self.worlds.close()
+
+    def handle(self, session_id: str, back: int = 0) -> Each:
+        """A handle of a session, by default the newest."""
+        pool = self.handles[session_id]
+        return pool[max(len(pool) - 1 - back, 0)]
+
+    def of(self, pool: list[Each], back: int) -> Each:
+        """Something that was handed out lately."""
+        return pool[max(len(pool) - 1 - back, 0)]
+
+    def on(self, name: str, session_id: str, method: str, *args: Any, back: int = 0, **kwargs: Any) -> Each | None:
+        """Call a method of a session's handle everywhere. An argument that is one value per world is taken apart."""
+        handle = self.handle(session_id, back)
+
+        def mine(value: Any, world: str) -> Any:
+            return value[world] if isinstance(value, dict) else value
+
+        return self.worlds.call(
+            name,
+            lambda world: getattr(handle[world], method)(
+                *(mine(value, world) for value in args),
+                **{key: mine(value, world) for key, value in kwargs.items()},
+            ),
+        )
+
+    @initialize()
+    def open_all(self) -> None:
+        """Every session is there at the start."""
+        for session_id in SESSIONS:
+            self.handles[session_id].append(self.worlds.create(session_id))
+
+    # --- time, sessions, lanes ---
+
+    @rule(ms=st.sampled_from([1, 1, 5_000, 29_000, 30_000]))
+    def time_passes(self, ms: int) -> None:
+        """The clock moves on."""
+        self.worlds.clock.advance(ms)
+
+    @rule(session_id=sessions, really=st.integers(0, 5))
+    def delete(self, session_id: str, really: int) -> None:
+        """A session is deleted and opened anew; its old handles stay in use."""
+        if really:
+            return
+        self.worlds.call("delete", lambda world: self.worlds.worlds[world].factory.delete_session(session_id))
+        self.handles[session_id].append(self.worlds.create(session_id))
+
+    @rule(via=sessions, session_id=sessions, who=owners, ttl_ms=st.sampled_from([10_000, 30_000]))
+    def claim_lane(self, via: str, session_id: str, who: LeaseOwnerIdentity, ttl_ms: int) -> None:
+        """Somebody wants a lane."""
+        got = self.on("lease", via, "try_claim_session_execution_lease", session_id, who, ttl_ms)
+        self.keep_lease(got)
+
+    @precondition(lambda self: self.leases)
+    @rule(session_id=sessions, who=owners, back=recent, dead=st.booleans())
+    def reclaim_lane(self, session_id: str, who: LeaseOwnerIdentity, back: int, dead: bool) -> None:
+        """Somebody wants a lane whose holder may be dead."""
+        self.worlds.dead = {HERE} if dead else set()
+        observed = {world: lease.fence() for world, lease in self.of(self.leases, back).items()}
+        got = self.on("reclaim", session_id, "reclaim_session_execution_lease", session_id, who, observed, 30_000)
+        self.keep_lease(got)
+
+    def keep_lease(self, got: Each | None) -> None:
+        """Remember a lease that was granted."""
+        if got is not None and isinstance(got[MODEL], Acquired):
+            self.leases.append({world: outcome.lease for world, outcome in got.items()})
+
+    @precondition(lambda self: self.leases)
+    @rule(back=recent, via=sessions)
+    def renew_lane(self, back: int, via: str) -> None:
+        """A holder, perhaps a former one, renews."""
+        fence = {world: lease.fence() for world, lease in self.of(self.leases, back).items()}
+        got = self.on("renew lease", via, "renew_session_execution_lease", fence, 20_000)
+        if got is not None:
+            self.leases.append(got)
+
+    @precondition(lambda self: self.leases)
+    @rule(back=recent, via=sessions)
+    def release_lane(self, back: int, via: str) -> None:
+        """A holder, perhaps a former one, gives its lane back."""
+        done = {world: lease.completion() for world, lease in self.of(self.leases, back).items()}
+        self.on("release", via, "release_session_execution_lease", done)
+
+    # --- input ---
+
+    @rule(via=sessions, draft=input_drafts())
+    def enqueue_input(self, via: str, draft: PendingTurnInputDraft) -> None:
+        """Somebody says something."""
+        got = self.on("enqueue input", via, "enqueue_pending_turn_input", draft)
+        if got is not None:
+            self.inputs.append(got)
+
+    @rule(via=sessions, session_id=sessions)
+    def list_inputs(self, via: str, session_id: str) -> None:
+        """What waits?"""
+        self.on("list inputs", via, "list_pending_turn_inputs", session_id)
+
+    def fence_of(self, session_id: str, back: int) -> Each | None:
+        """The fence of a lease, mostly the newest of that session, else any."""
+        mine = [lease for lease in self.leases if lease[MODEL].session_id == session_id] or self.leases
+        return {world: lease.fence() for world, lease in self.of(mine, back).items()} if mine else None
+
+    @rule(via=sessions, session_id=sessions, back=recent, limit=few)
+    def claim_next(self, via: str, session_id: str, back: int, limit: int) -> None:
+        """A turn begins."""
+        fence = self.fence_of(session_id, back)
+        self.keep_claim(
+            self.input_claims, self.on("claim next", via, "claim_next_turn_inputs", session_id, fence, max_inputs=limit)
+        )
+
+    @rule(session_id=sessions, back=recent, turn_id=turns, at=boundaries, limit=few)
+    def claim_active(self, session_id: str, back: int, turn_id: str, at: str, limit: int) -> None:
+        """A turn takes a checkpoint."""
+        fence = self.fence_of(session_id, back)
+        fields = {"turn_id": turn_id, "checkpoint": at, "max_inputs": limit}
+        got = self.on("claim active", session_id, "claim_active_turn_inputs", session_id, fence, **fields)
+        self.keep_claim(self.input_claims, got)
+
+    def keep_claim(self, pool: list[Each], got: Each | None) -> None:
+        """Remember a claim that was granted."""
+        if got is not None and got[MODEL] is not None:
+            pool.append(got)
+
+    @precondition(lambda self: self.input_claims)
+    @rule(via=sessions, back=recent, gives_up=st.booleans())
+    def touch_input_claim(self, via: str, back: int, gives_up: bool) -> None:
+        """A claim of input, perhaps a dead one, is renewed or abandoned."""
+        method = "abandon_turn_input_claim" if gives_up else "renew_turn_input_claim"
+        self.on(method.replace("_", " "), via, method, self.of(self.input_claims, back))
+
+    @precondition(lambda self: self.inputs)
+    @rule(via=sessions, session_id=sessions, back=recent, key=keys, how=st.sampled_from(["one", "many", "suffix"]))
+    def cancel_input(self, via: str, session_id: str, back: int, key: str | None, how: str) -> None:
+        """Somebody takes something back."""
+        ids = {world: row.input_id for world, row in self.of(self.inputs, back).items()}
+        if how == "one":
+            self.on("cancel input", via, "cancel_pending_turn_input", session_id, ids)
+            return
+        by_key = BySourceKey(key or "k1")
+        targets: dict[str, Any] = {world: by_key if key else ByInputId(ids[world]) for world in ids}
+        if how == "suffix":
+            self.on("cancel suffix", via, "cancel_pending_turn_input_suffix", session_id, targets)
+        else:
+            several = {world: [targets[world], by_key, ByInputId(ids[world])] for world in ids}
+            self.on("cancel inputs", via, "cancel_pending_turn_inputs", session_id, several)
+
+    # --- work ---
+
+    @rule(via=sessions, draft=work_drafts())
+    def enqueue_work(self, via: str, draft: QueuedWorkBatchDraft) -> None:
+        """Something has to be done."""
+        got = self.on("enqueue work", via, "enqueue_queued_work", draft)
+        if got is not None:
+            self.batches.append(got)
+
+    @rule(via=sessions, session_id=sessions, hidden=st.booleans())
+    def list_work(self, via: str, session_id: str, hidden: bool) -> None:
+        """What is there to do?"""
+        self.on("list work", via, "list_pending_queued_work" if hidden else "list_queued_work", session_id)
+
+    @rule(session_id=sessions, back=recent, at=work_boundaries, limit=few)
+    def claim_work(self, session_id: str, back: int, at: str, limit: int) -> None:
+        """Somebody takes up work."""
+        fence = self.fence_of(session_id, back)
+        fields = {"boundary": at, "max_batches": limit}
+        got = self.on("claim work", session_id, "claim_ready_queued_work", session_id, fence, **fields)
+        self.keep_claim(self.work_claims, got)
+
+    @rule(session_id=sessions, back=recent)
+    def claim_command(self, session_id: str, back: int) -> None:
+        """Somebody takes up a command."""
+        fence = self.fence_of(session_id, back)
+        got = self.on("claim command", session_id, "claim_leading_ready_session_command", session_id, fence)
+        self.keep_claim(self.work_claims, got)
+
+    @precondition(lambda self: self.batches)
+    @rule(session_id=sessions, back=recent, at=work_boundaries, count=few, skip=st.integers(0, 1))
+    def claim_exactly(self, session_id: str, back: int, at: str, count: int, skip: int) -> None:
+        """Somebody takes up work by name: what is listed first, or what stands behind it."""
+        fence = self.fence_of(session_id, back)
+        listed = self.on("list work", session_id, "list_pending_queued_work", session_id) or {}
+        ids = {world: [batch.batch_id for batch in found][skip : skip + count] for world, found in listed.items()}
+        if ids and ids[MODEL]:
+            fields = {"boundary": at, "batch_ids": ids}
+            got = self.on(
+                "claim exactly", session_id, "claim_ready_queued_work_by_batch_ids", session_id, fence, **fields
+            )
+            self.keep_claim(self.work_claims, got)
+
+    @precondition(lambda self: self.work_claims)
+    @rule(via=sessions, back=recent, gives_up=st.booleans())
+    def touch_work_claim(self, via: str, back: int, gives_up: bool) -> None:
+        """A claim of work, perhaps a dead one, is renewed or abandoned."""
+        method = "abandon_queued_work_claim" if gives_up else "renew_queued_work_claim"
+        self.on(method.replace("_", " "), via, method, self.of(self.work_claims, back))
+
+    @precondition(lambda self: self.batches)
+    @rule(via=sessions, session_id=sessions, back=recent)
+    def cancel_work(self, via: str, session_id: str, back: int) -> None:
+        """Something need not be done after all."""
+        ids = {world: batch.batch_id for world, batch in self.of(self.batches, back).items()}
+        self.on("cancel work", via, "cancel_queued_work_batch", session_id, ids)
+
+    # --- commits ---
+
+    def live_ids(self, session_id: str) -> list[str]:
+        """The ids of the live nodes, as the model has them."""
+        return [found.node_id for found in self.handle(session_id)[MODEL].session.nodes]
+
+    def delta(self, data: st.DataObject, session_id: str) -> Any:
+        """A change of the graph: mostly one that fits, now and then one that does not."""
+        live = self.live_ids(session_id)
+        leaf = self.handle(session_id)[MODEL].session.leaf
+        kind = data.draw(st.sampled_from(["append"] * 5 + ["unchanged", "replace", "stay", "odd"]))
+        if kind == "stay":
+            return Unchanged(leaf)
+        if kind == "unchanged":
+            return Unchanged(data.draw(st.sampled_from([*live, None, "nowhere"])))
+        self.node_count += 1
+        fresh = f"n{self.node_count}"
+        if kind == "replace":
+            ids = [data.draw(st.sampled_from([*live[:2], fresh]))]
+            nodes = (node(ids[0]), node(f"{fresh}r", ids[0]))
+            return ReplaceFull(SessionGraph(nodes, nodes[-1].node_id))
+        parent = data.draw(st.sampled_from([leaf, leaf, *live, None]))
+        if kind == "odd":
+            fresh, parent = data.draw(st.sampled_from([("n1", leaf), ("n2", leaf), (fresh, "nowhere"), (fresh, fresh)]))
+        return Append((node(fresh, parent), node(f"{fresh}+", fresh)), f"{fresh}+")
+
+    def claims_for(self, data: st.DataObject, pool: list[Each], session_id: str) -> list[Each]:
+        """Claims to complete: mostly the last one of the session, at times a stale one, at times none, at times twice."""
+        mine = [claim for claim in pool if claim[MODEL].session_id == session_id]
+        take = data.draw(st.sampled_from(["none", "last", "last", "old", "twice"])) if mine else "none"
+        if take == "none":
+            return []
+        return [self.of(mine, data.draw(recent) if take == "old" else 0)] * (2 if take == "twice" else 1)
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data(), session_id=sessions, back=recent)
+    def commit(self, data: st.DataObject, session_id: str, back: int) -> None:
+        """A turn is settled, or tries to be."""
+        flip = st.sampled_from([False, False, False, True])
+        session = self.handle(session_id)[MODEL].session
+        fence = self.fence_of(session_id, back)
+        assert fence is not None
+        expected = data.draw(st.sampled_from([session.revision] * 8 + [None, 1]))
+        base = RuntimeCommit(
+            session_id if data.draw(st.integers(0, 20)) else "other",
+            expected,
+            config=PersistedSessionConfig("p", "m") if data.draw(flip) else None,
+            graph=self.delta(data, session_id),
+            usage_deltas=tuple(data.draw(st.lists(st.sampled_from([usage(1, 2), usage(0, 0, 0, 0, 3)]), max_size=2))),
+            interrupted_turn_input_turn_id=data.draw(turns) if data.draw(flip) else None,
+            committed_attachment_ids=(content_id("a"),) if data.draw(flip) else (),
+        )
+        if data.draw(st.integers(0, 20)) == 0:
+            base = msgspec.structs.replace(base, usage_deltas=(usage(-1),))
+        if data.draw(st.booleans()):
+            parts = [data.draw(st.sampled_from(PARTS)) for _ in range(2)]
+            index = data.draw(st.integers(0, 3))
+            base = msgspec.structs.replace(
+                base, checkpoint=HydratedSessionCheckpoint(PersistedTurnState(index), parts[0], None, parts[1])
+            )
+        if data.draw(flip):
+            frame_id = data.draw(st.sampled_from(["f1", "f2"]))
+            frame = AgentFrameRecord(frame_id, WHEN, checkpoint_ref=data.draw(st.sampled_from(self.refs[-3:])))
+            current = data.draw(st.sampled_from([frame_id, None, "no frame"]))
+            base = msgspec.structs.replace(base, agent_frames=(frame,), current_agent_frame_id=current)
+        if data.draw(flip):
+            base = base.with_outbox(data.draw(input_drafts()), data.draw(work_drafts().filter(one_class)))
+        inputs = self.claims_for(data, self.input_claims, session_id)
+        work = self.claims_for(data, self.work_claims, session_id)
+        releases, turn_id = data.draw(st.booleans()), data.draw(st.sampled_from([None, *TURNS]))
+        sent: Each = {}
+        for world in fence:
+            made = base.with_session_execution_lease(fence[world])
+            made = made.completing_turn_input_claims(tuple(claim[world] for claim in inputs))
+            made = made.completing_queue_claims(tuple(claim[world] for claim in work))
+            if releases:
+                lease = self.of([one for one in self.leases if one[MODEL].fence() == fence[MODEL]], 0)
+                made = made.releasing_session_execution_lease(lease[world].completion())
+            sent[world] = made if turn_id is None else made.with_turn_commit(turn_id)
+        # The hash covers input and batch ids, which differ between worlds; a stamp need only be the same for the same.
+        self.send(session_id, sent)
+
+    def send(self, session_id: str, sent: Each) -> None:
+        """Commit everywhere, and remember what was sent and which checkpoint it made."""
+        got = self.on("commit", session_id, "commit_runtime_state", sent)
+        self.commits.append((session_id, sent))
+        if got is not None:
+            SEEN[f"commit of {type(sent[MODEL].graph).__name__}"] += 1
+            SEEN["commit replayed"] += got[MODEL].replayed
+            self.refs.append(got[MODEL].checkpoint_ref)
+
+    @precondition(lambda self: self.commits)
+    @rule(back=recent, lease_back=recent)
+    def commit_again(self, back: int, lease_back: int) -> None:
+        """A holder that lost the answer sends the same commit again, under the fence that it has now."""
+        session_id, sent = self.commits[max(len(self.commits) - 1 - back, 0)]
+        fence = self.fence_of(session_id, lease_back)
+        assert fence is not None
+        self.send(session_id, {world: one.with_session_execution_lease(fence[world]) for world, one in sent.items()})
+
+    # --- reads, attachments, maintenance ---
+
+    @rule(session_id=sessions, data=st.data(), full=st.booleans(), back=recent)
+    def load(self, session_id: str, data: st.DataObject, full: bool, back: int) -> None:
+        """Somebody reads, perhaps with a handle from before a deletion."""
+        leaf = data.draw(st.sampled_from([None, "nowhere", *self.live_ids(session_id)]))
+        self.on("load", session_id, "load_session", FullGraph() if full else ActivePath(leaf), back=back)
+        self.on("load node", session_id, "load_node", leaf or "n1", back=back)
+        self.on("load head", session_id, "load_head", back=back)
+
+    @rule(via=sessions, session_id=sessions, what=st.sampled_from(["intent", "refs", "holds", "forget"]))
+    def attach(self, via: str, session_id: str, what: str) -> None:
+        """Attachments come, are committed, looked up and forgotten."""
+        content = content_id("a")
+        if what == "intent":
+            self.on("record intent", via, "record_intent", intent(content, session_id=session_id))
+        elif what == "refs":
+            self.on("commit refs", via, "commit_refs", session_id, [content])
+        elif what == "holds":
+            self.on("holds ref", via, "holds_ref", session_id, content)
+        else:
+            self.on("forget", via, "forget", session_id, content)
+
+    @rule(session_id=sessions, data=st.data(), back=recent)
+    def tombstone(self, session_id: str, data: st.DataObject, back: int) -> None:
+        """A branch is hidden, or half of one is tried."""
+        live = self.live_ids(session_id)
+        ids = data.draw(st.sampled_from([live[-1:], live[-2:], live[:1], live[1:], ["nowhere"], []]))
+        self.on("tombstone", session_id, "tombstone_nodes", ids, back=back)
+
+    @rule(session_id=sessions, ago=st.sampled_from([None, 0, 30_000]), receipts=st.sampled_from([None, None, 30_000]))
+    def vacuum(self, session_id: str, ago: int | None, receipts: int | None) -> None:
+        """Old evidence goes."""
+        now = self.worlds.clock()
+        fields = {
+            "evidence_older_than_ms": None if ago is None else now - ago,
+            "receipts_older_than_ms": None if receipts is None else now - receipts,
+        }
+        self.on("vacuum", session_id, "vacuum", **fields)
+
+    @rule(session_id=sessions, keep=few)
+    def collect(self, session_id: str, keep: int) -> None:
+        """Blobs that nobody needs go."""
+        self.on("collect", session_id, "gc_unreachable", keep_revisions=keep)
+
+
+def one_class(draft: QueuedWorkBatchDraft) -> bool:
+    """Whether a batch may be enqueued at all."""
+    return bool(draft.payloads) and len({type(payload) for payload in draft.payloads}) == 1
+
+
+WANTED = """
+lease: Acquired|lease: Busy|reclaim: Acquired|reclaim: Busy|renew lease: SessionExecutionLease
+renew lease: LeaseExpiredError|release: NoneType|delete: NoneType
+enqueue input: PendingTurnInput|enqueue input: InputSourceKeyConflictError|list inputs: list
+claim next: TurnInputClaim|claim next: NoneType|claim next: LeaseExpiredError
+claim active: TurnInputClaim|claim active: NoneType|claim active: LeaseExpiredError
+renew turn input claim: TurnInputClaim|renew turn input claim: TurnInputClaimExpiredError
+abandon turn input claim: NoneType|cancel input: Cancelled|cancel input: AlreadyClaimed
+cancel input: AlreadyCompleted|cancel input: AlreadyCancelled|cancel input: NotFound
+cancel inputs: list|cancel suffix: SuffixOutcomes|cancel suffix: AnchorNotFound
+enqueue work: QueuedWorkBatch|enqueue work: InvalidInputError|list work: list
+claim work: QueuedWorkClaim|claim work: NoneType|claim work: LeaseExpiredError
+claim command: QueuedWorkClaim|claim command: NoneType|claim exactly: QueuedWorkClaim|claim exactly: NoneType
+renew queued work claim: QueuedWorkClaim|renew queued work claim: QueuedWorkClaimExpiredError
+abandon queued work claim: NoneType|cancel work: QueuedWorkBatch|cancel work: NoneType
+commit: RuntimeCommitResult|commit: InvalidInputError|commit: SessionBindingMismatchError
+commit: TurnCommitConflictError|commit: LeaseExpiredError|commit: HeadRevisionConflictError
+commit: ClaimExpiredError|commit: NodeIdCollisionError|commit: GraphInvalidError|commit: UnknownBlobRefError
+commit: AttachmentNotInManifestError|commit: InputSourceKeyConflictError
+commit of Append|commit of Unchanged|commit of ReplaceFull|commit replayed
+load: PersistedSessionRead|load: NoneType|load: GraphInvalidError|load: SessionDeletedError
+load node: SessionNodeRecord|load head: SessionHeadMeta|record intent: NoneType|commit refs: NoneType
+commit refs: AttachmentNotInManifestError|holds ref: bool|forget: NoneType
+tombstone: NoneType|tombstone: GraphInvalidError|tombstone: SessionDeletedError|vacuum: VacuumReport|collect: GcReport
+"""
+"""What has to have happened at least once in a run, for the run to mean anything."""
+
+
+def test_both_engines_and_the_model_agree_on_everything() -> None:
+    """Whatever is called, in whatever order, the stores answer what the naive model answers, and end in its state."""
+    SEEN.clear()
+    run_state_machine_as_test(
+        Machine,
+        settings=settings(
+            max_examples=120,
+            stateful_step_count=60,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+    wanted = {name.strip() for line in WANTED.strip().splitlines() for name in line.split("|")}
+    assert {name for name in wanted if not SEEN[name]} == set(), f"never happened; what did: {sorted(SEEN.items())}"

@@ -1,0 +1,164 @@
+"""Three stores side by side: the reference model and two engines, given the same calls and expected to answer alike.
+
+Ids and tokens are random in the stores and counted in the model. They are compared by bijection: the first time that an
+id of one world stands where an id of another does, the two are bound to each other for good.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from fastness.errors import StoreError
+from fastness.model import FullGraph, LocalProcess, SessionStoreCreateRequest
+from fastness.persistence import InMemorySessionStoreFactory, SqliteSessionStoreFactory
+from tests.lab import Clock
+from tests.reference.model import ReferenceFactory, answer
+from tests.reference.rows import Refused
+
+IDS = {"lease_token", "claim_id", "input_id", "batch_id", "item_id"}
+MODEL = "model"
+
+Each = dict[str, Any]
+"""One value for each world."""
+
+
+class Mismatch(AssertionError):
+    """A store did not answer what the model did."""
+
+
+class World:
+    """One store, and how its ids map to the model's."""
+
+    def __init__(self, name: str, factory: Any) -> None:
+        self.name = name
+        self.factory = factory
+        self.to_model: dict[str, str] = {}
+        self.from_model: dict[str, str] = {}
+
+    def bind(self, real: Any, wanted: Any, path: str) -> None:
+        """Take two ids as the same, for good."""
+        if real is None and wanted is None:
+            return
+        if not (self.to_model.setdefault(real, wanted) == wanted and self.from_model.setdefault(wanted, real) == real):
+            raise Mismatch(f"{self.name}: {path} is {real!r}, and not the id that the model calls {wanted!r}")
+
+    def compare(self, real: Any, wanted: Any, path: str = "answer") -> None:
+        """Expect two answers to be equal but for ids."""
+        if isinstance(wanted, msgspec.Struct):
+            if type(real) is not type(wanted):
+                raise Mismatch(f"{self.name}: {path} is {real!r}\nthe model says {wanted!r}")
+            for name in wanted.__struct_fields__:
+                one, other = getattr(real, name), getattr(wanted, name)
+                (self.bind if name in IDS else self.compare)(one, other, f"{path}.{name}")
+        elif isinstance(wanted, list | tuple):
+            if not isinstance(real, list | tuple) or len(real) != len(wanted):
+                raise Mismatch(f"{self.name}: {path} is {real!r}\nthe model says {wanted!r}")
+            for at, (one, other) in enumerate(zip(real, wanted, strict=True)):
+                self.compare(one, other, f"{path}[{at}]")
+        elif real != wanted:
+            raise Mismatch(f"{self.name}: {path} is {real!r}\nthe model says {wanted!r}")
+
+
+def kind_of(refusal: object, call: str) -> str:
+    """The name of a refusal. Which of two dead claims a commit names first is not laid down."""
+    kind = refusal.kind if isinstance(refusal, Refused) else type(refusal).__name__
+    return "ClaimExpiredError" if call == "commit" and kind.endswith("ClaimExpiredError") else kind
+
+
+class Worlds:
+    """The model and the engines, one clock, one event loop, and a count of what was called and what came of it."""
+
+    def __init__(self, seen: Counter[str]) -> None:
+        self.seen = seen
+        self.clock = Clock()
+        self.dead: set[LocalProcess] = set()
+        self.runner = asyncio.Runner()
+        self.directory = tempfile.TemporaryDirectory(prefix="fastness-")
+        self.model = ReferenceFactory(self.clock, self.is_dead)
+        self.worlds = {world.name: world for world in self._open()}
+
+    def _open(self) -> list[World]:
+        path = Path(self.directory.name) / "worlds.db"
+        memory = InMemorySessionStoreFactory(clock=self.clock, is_dead=self.is_dead)
+        sqlite = SqliteSessionStoreFactory(path, clock=self.clock, is_dead=self.is_dead, synchronous="normal")
+        return [World(MODEL, self.model), World("memory", memory), World("sqlite", sqlite)]
+
+    def is_dead(self, process: LocalProcess) -> bool:
+        """What stands in for probing the operating system."""
+        return process in self.dead
+
+    def run(self, call: Callable[[], Any]) -> Any:
+        """What a call of a real store comes to: its value, or the error that it raised."""
+
+        async def awaited() -> Any:
+            value = call()
+            return await value if inspect.isawaitable(value) else value
+
+        try:
+            return self.runner.run(awaited())
+        except StoreError as error:
+            return error
+
+    def call(self, name: str, make: Callable[[str], Any]) -> Each | None:
+        """Make the same call of every world and compare the answers; None where all refuse it alike.
+
+        ``make`` gives for the name of a world what its call returns.
+        """
+        wanted = answer(lambda: make(MODEL))
+        refused = isinstance(wanted, Refused)
+        outcome = kind_of(wanted, name) if refused else type(wanted).__name__
+        self.seen[f"{name}: {outcome}"] += 1
+        answers: Each = {MODEL: wanted}
+        for world in self.worlds.values():
+            if world.name == MODEL:
+                continue
+            real = answers[world.name] = self.run(lambda name=world.name: make(name))  # type: ignore[misc]
+            if refused or isinstance(real, StoreError):
+                got = kind_of(real, name) if isinstance(real, StoreError) else repr(real)
+                if got != outcome or not refused:
+                    raise Mismatch(f"{world.name}: {name} came to {got} ({real})\nthe model says {wanted!r}")
+            else:
+                world.compare(real, wanted, name)
+        return None if refused else answers
+
+    def create(self, session_id: str) -> Each:
+        """Open a session everywhere."""
+        request = SessionStoreCreateRequest(session_id)
+        made = {MODEL: self.model.create_store(request)}
+        for world in self.worlds.values():
+            if world.name != MODEL:
+                made[world.name] = self.run(lambda world=world: world.factory.create_store(request))  # type: ignore[misc]
+        return made
+
+    def compare_everything(self) -> None:
+        """Compare the whole state of every session, and let the stores verify themselves."""
+        for session_id in sorted(self.model.sessions):
+            handle = self.create(session_id)
+            for name, read in {
+                "full graph": lambda store: store.load_session(FullGraph()),
+                "head": lambda store: store.load_head(),
+                "inputs": lambda store, of=session_id: store.list_pending_turn_inputs(of),
+                "work": lambda store, of=session_id: store.list_queued_work(of),
+            }.items():
+                self.call(f"final {name}", lambda world, read=read, handle=handle: read(handle[world]))  # type: ignore[misc]
+        for world in self.worlds.values():
+            if world.name != MODEL:
+                report = self.run(lambda world=world: world.factory.check())  # type: ignore[misc]
+                if report.findings:
+                    raise Mismatch(f"{world.name}: the check found {report.findings}")
+
+    def close(self) -> None:
+        """Let go of files and loop."""
+        for world in self.worlds.values():
+            if world.name != MODEL:
+                self.runner.run(world.factory.close())
+        self.runner.close()
+        self.directory.cleanup()
