@@ -1,9 +1,9 @@
 """The demo: several processes replay conversations into one database while some of them are killed in mid-turn.
 
-Workers announce each turn between its claim and its commit. The demo kills some with SIGKILL, at once or a little later,
-looks into the database to see which turns that cut short (their lanes are still held by the dead), and gives the dead
-one's sessions to others, who take the lanes over. At the end every transcript is compared with its source. The last line
-is the verdict, and so is the exit status.
+Workers announce each turn between its claim and its commit. The demo kills some with SIGKILL, at once or a little
+later, looks into the database to see which turns that cut short (their lanes are still held by the dead), and gives the
+dead one's sessions to others, who take the lanes over. At the end every transcript is compared with its source. The
+last line is the verdict, and so is the exit status.
 
     python demo/run.py [--input FILE] [--database URL] [--workers N] [--kills N]
 """
@@ -48,15 +48,24 @@ class Worker:
     """One process and the jobs that it has not finished."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
+        if process.stdin is None or process.stdout is None:
+            raise RuntimeError("a worker is started with pipes")
         self.process = process
+        self.requests, self.news = process.stdin, process.stdout
+        self.killed = False
         self.open_jobs: dict[int, int] = {}
         """By number, with the lanes that the job has taken over so far."""
 
     def give(self, number: int) -> None:
         """Hand over one more job."""
-        assert self.process.stdin is not None
         self.open_jobs[number] = 0
-        self.process.stdin.write(f"{number}\n".encode())
+        self.requests.write(f"{number}\n".encode())
+
+    def kill(self) -> None:
+        """Send SIGKILL, once: the operating system gives it no chance to tidy up."""
+        if not self.killed and self.process.returncode is None:
+            self.killed = True
+            self.process.kill()
 
 
 class Demo:
@@ -70,7 +79,7 @@ class Demo:
         turns = sum(job.turn_count for job in jobs)
         # Spread over the whole run, the first not before every worker is at it.
         self._kill_at = deque((at + 1) * turns // (kills + 1) for at in range(kills))
-        self._random = random.Random(7)  # noqa: S311 - no secret
+        self._random = random.Random(7)
 
     async def run(self, workers: int) -> None:
         """Work until every job is done."""
@@ -91,17 +100,14 @@ class Demo:
             try:
                 await self._listen(worker)
             finally:
-                if process.returncode is None:
-                    process.kill()
+                worker.kill()
                 await process.wait()
             await self._bury(worker)
 
     async def _listen(self, worker: Worker) -> None:
-        assert worker.process.stdout is not None
-        assert worker.process.stdin is not None
         self._feed(worker)
         while worker.open_jobs:
-            line = await worker.process.stdout.readline()
+            line = await worker.news.readline()
             if not line.endswith(b"\n"):
                 return
             word, number, detail = json.loads(line)
@@ -116,7 +122,8 @@ class Demo:
             else:
                 self.score.failures.append(f"session {self._jobs[number].session_id}: {detail}")
             self._feed(worker)
-        worker.process.stdin.close()
+        worker.requests.close()
+        await worker.process.wait()
 
     def _feed(self, worker: Worker) -> None:
         while self._waiting and len(worker.open_jobs) < JOBS_AT_ONCE:
@@ -124,15 +131,14 @@ class Demo:
 
     async def _on_claim(self, worker: Worker) -> None:
         self.score.announced += 1
-        if not self._kill_at or self.score.announced < self._kill_at[0]:
+        if worker.killed or not self._kill_at or self.score.announced < self._kill_at[0]:
             return
         self._kill_at.popleft()
         if len(self._kill_at) % 3 == 0:
             # Not only where it is announced: also in the middle of a commit, or of entering a lane.
             await asyncio.sleep(self._random.uniform(0.0, 0.05))
-        if worker.process.returncode is None:
-            worker.process.kill()
-            self.score.killed += 1
+        worker.kill()
+        self.score.killed += worker.killed
 
     async def _bury(self, worker: Worker) -> None:
         """See what the dead worker has left behind, and give its jobs to others."""
@@ -147,7 +153,8 @@ class Demo:
             self.score.taken_over += taken_over
             self._waiting.append(number)
         self.score.cut_turns += len(cut)
-        say(f"killed worker {worker.process.pid} in the middle of {len(cut)} turns: {', '.join(cut) or 'between turns'}")
+        where = f"in the middle of a turn of {', '.join(cut)}" if cut else "between turns"
+        say(f"killed worker {worker.process.pid} {where}")
 
 
 def say(text: str) -> None:
@@ -204,7 +211,7 @@ def main() -> int:
     parser.add_argument("--input", type=Path, default=OWN_CONVERSATIONS, help="a file of recorded conversations")
     parser.add_argument("--database", help="where to (default: a temporary file)")
     parser.add_argument("--workers", type=int, default=4)
-    parser.add_argument("--kills", type=int, default=24)
+    parser.add_argument("--kills", type=int, default=32)
     given = parser.parse_args()
     try:
         if given.database:

@@ -1,7 +1,7 @@
 """One process of the demo: takes job numbers on stdin, replays the sessions, and says on stdout what it is doing.
 
-Between the claim of a turn and its commit it announces the turn and waits a little, where a live agent would wait for its
-model. That is when the demo likes to kill it.
+Between the claim of a turn and its commit it announces the turn and waits a little, where a live agent would wait for
+its model. That is when the demo likes to kill it.
 """
 
 from __future__ import annotations
@@ -28,19 +28,28 @@ def tell(*words: object) -> None:
     sys.stdout.flush()
 
 
-async def replay(store: RuntimePersistence, number: int, job: Job) -> None:
-    """Replay the branches of one session, one after the other."""
-    taken_over = 0
-    for branch in job.branches:
+class Run:
+    """The replay of one session, branch by branch."""
 
-        async def call_model(turn: PlannedTurn) -> None:
-            tell("claimed", number, taken_over + replayer.take_over_count)
-            await asyncio.sleep(random.uniform(*MODEL_TAKES_S))  # noqa: S311 - no secret
+    def __init__(self, number: int, job: Job) -> None:
+        self._number = number
+        self._job = job
+        self._taken_over = 0
+        self._replayer: Replayer | None = None
 
-        replayer = Replayer(store, branch.replay, Settings(owner_id=f"worker-{os.getpid()}", while_claimed=call_model))
-        await replayer.run()
-        taken_over += replayer.take_over_count
-    tell("done", number, taken_over)
+    async def replay(self, store: RuntimePersistence) -> None:
+        """Replay every branch that is not there yet."""
+        settings = Settings(owner_id=f"worker-{os.getpid()}", while_claimed=self._call_model)
+        for branch in self._job.branches:
+            self._replayer = Replayer(store, branch.replay, settings)
+            await self._replayer.run()
+            self._taken_over += self._replayer.take_over_count
+        tell("done", self._number, self._taken_over)
+
+    async def _call_model(self, turn: PlannedTurn) -> None:
+        current = self._replayer.take_over_count if self._replayer is not None else 0
+        tell("claimed", self._number, self._taken_over + current)
+        await asyncio.sleep(random.uniform(*MODEL_TAKES_S))
 
 
 async def work(url: str, path: Path) -> None:
@@ -54,7 +63,7 @@ async def work(url: str, path: Path) -> None:
         async def run(number: int) -> None:
             try:
                 store = await factory.create_store(SessionStoreCreateRequest(jobs[number].session_id))
-                await replay(store, number, jobs[number])
+                await Run(number, jobs[number]).replay(store)
             except StoreError as error:
                 tell("failed", number, f"{type(error).__name__}: {error}")
 

@@ -21,7 +21,7 @@ from fastness.model import FullGraph, LocalProcess, SessionStoreCreateRequest
 from fastness.persistence import InMemorySessionStoreFactory, SqliteSessionStoreFactory
 from tests.lab import Clock
 from tests.reference.model import ReferenceFactory, answer
-from tests.reference.rows import Refused
+from tests.reference.rows import RefusedError
 
 IDS = {"lease_token", "claim_id", "input_id", "batch_id", "item_id"}
 MODEL = "model"
@@ -30,7 +30,7 @@ Each = dict[str, Any]
 """One value for each world."""
 
 
-class Mismatch(AssertionError):
+class MismatchError(AssertionError):
     """A store did not answer what the model did."""
 
 
@@ -48,28 +48,28 @@ class World:
         if real is None and wanted is None:
             return
         if not (self.to_model.setdefault(real, wanted) == wanted and self.from_model.setdefault(wanted, real) == real):
-            raise Mismatch(f"{self.name}: {path} is {real!r}, and not the id that the model calls {wanted!r}")
+            raise MismatchError(f"{self.name}: {path} is {real!r}, and not the id that the model calls {wanted!r}")
 
     def compare(self, real: Any, wanted: Any, path: str = "answer") -> None:
         """Expect two answers to be equal but for ids."""
         if isinstance(wanted, msgspec.Struct):
             if type(real) is not type(wanted):
-                raise Mismatch(f"{self.name}: {path} is {real!r}\nthe model says {wanted!r}")
+                raise MismatchError(f"{self.name}: {path} is {real!r}\nthe model says {wanted!r}")
             for name in wanted.__struct_fields__:
                 one, other = getattr(real, name), getattr(wanted, name)
                 (self.bind if name in IDS else self.compare)(one, other, f"{path}.{name}")
         elif isinstance(wanted, list | tuple):
             if not isinstance(real, list | tuple) or len(real) != len(wanted):
-                raise Mismatch(f"{self.name}: {path} is {real!r}\nthe model says {wanted!r}")
+                raise MismatchError(f"{self.name}: {path} is {real!r}\nthe model says {wanted!r}")
             for at, (one, other) in enumerate(zip(real, wanted, strict=True)):
                 self.compare(one, other, f"{path}[{at}]")
         elif real != wanted:
-            raise Mismatch(f"{self.name}: {path} is {real!r}\nthe model says {wanted!r}")
+            raise MismatchError(f"{self.name}: {path} is {real!r}\nthe model says {wanted!r}")
 
 
 def kind_of(refusal: object, call: str) -> str:
     """The name of a refusal. Which of two dead claims a commit names first is not laid down."""
-    kind = refusal.kind if isinstance(refusal, Refused) else type(refusal).__name__
+    kind = refusal.kind if isinstance(refusal, RefusedError) else type(refusal).__name__
     return "ClaimExpiredError" if call == "commit" and kind.endswith("ClaimExpiredError") else kind
 
 
@@ -113,7 +113,7 @@ class Worlds:
         ``make`` gives for the name of a world what its call returns.
         """
         wanted = answer(lambda: make(MODEL))
-        refused = isinstance(wanted, Refused)
+        refused = isinstance(wanted, RefusedError)
         outcome = kind_of(wanted, name) if refused else type(wanted).__name__
         self.seen[f"{name}: {outcome}"] += 1
         answers: Each = {MODEL: wanted}
@@ -124,7 +124,7 @@ class Worlds:
             if refused or isinstance(real, StoreError):
                 got = kind_of(real, name) if isinstance(real, StoreError) else repr(real)
                 if got != outcome or not refused:
-                    raise Mismatch(f"{world.name}: {name} came to {got} ({real})\nthe model says {wanted!r}")
+                    raise MismatchError(f"{world.name}: {name} came to {got} ({real})\nthe model says {wanted!r}")
             else:
                 world.compare(real, wanted, name)
         return None if refused else answers
@@ -153,7 +153,7 @@ class Worlds:
             if world.name != MODEL:
                 report = self.run(lambda world=world: world.factory.check())  # type: ignore[misc]
                 if report.findings:
-                    raise Mismatch(f"{world.name}: the check found {report.findings}")
+                    raise MismatchError(f"{world.name}: the check found {report.findings}")
 
     def close(self) -> None:
         """Let go of files and loop."""

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import msgspec
 
 from fastness import model as m
-from tests.reference.rows import Refused, Row, Session
+from tests.reference.rows import RefusedError, Row, Session
 
 
 class World(Protocol):
@@ -33,7 +33,7 @@ class ReferenceClaims:
 
     def _own(self) -> Session:
         if self.session.deleted:
-            raise Refused("SessionDeletedError")
+            raise RefusedError("SessionDeletedError")
         return self.session
 
     def _find(self, session_id: str) -> Session | None:
@@ -58,9 +58,9 @@ class ReferenceClaims:
         self, session: Session | None, session_id: str, fence: m.SessionExecutionLeaseFence | None
     ) -> Session:
         if session is None or fence is None or fence.session_id != session_id:
-            raise Refused("LeaseExpiredError")
+            raise RefusedError("LeaseExpiredError")
         if not self._names(session, fence) or not self._live_token(session):
-            raise Refused("LeaseExpiredError")
+            raise RefusedError("LeaseExpiredError")
         return session
 
     def try_claim_session_execution_lease(self, session_id: str, owner: m.LeaseOwnerIdentity, ttl_ms: int) -> Any:
@@ -131,6 +131,14 @@ class ReferenceClaims:
         held = all(self._is_held(session, row) and row.claim_token == shown.fencing_token for row in mine)
         return mine if mine and held and sorted(row.row_id for row in mine) == sorted(ids) else None
 
+    def is_live(self, claim: m.TurnInputClaim | m.QueuedWorkClaim) -> bool:
+        """Whether a claim still owns exactly its rows (K1)."""
+        session = self._find(claim.session_id)
+        rows = [] if session is None else session.inputs + session.work
+        done = claim.completion()
+        ids = done.input_ids if isinstance(done, m.TurnInputCompletion) else done.batch_ids
+        return self._owned(session, rows, claim, ids) is not None
+
     def _abandon(self, rows: Iterable[Row], claim_id: str) -> None:
         for row in rows:
             if row.settled is None and row.claim_id == claim_id:
@@ -158,7 +166,7 @@ class ReferenceClaims:
         for row in session.inputs:
             if draft.source_key is not None and row.draft.source_key == draft.source_key:
                 if (row.draft.ingress, row.draft.input) != (draft.ingress, draft.input):
-                    raise Refused("InputSourceKeyConflictError")
+                    raise RefusedError("InputSourceKeyConflictError")
                 return self._as_input(row, self._input_state(session, row))
         session.admission_seq += 1
         turn = draft.ingress if isinstance(draft.ingress, m.ActiveTurn) else None
@@ -233,7 +241,7 @@ class ReferenceClaims:
         session = self._find(claim.session_id)
         rows = session.inputs if session is not None else []
         if self._owned(session, rows, claim, claim.completion().input_ids) is None:
-            raise Refused("TurnInputClaimExpiredError")
+            raise RefusedError("TurnInputClaimExpiredError")
         assert session is not None
         assert session.lease is not None
         return msgspec.structs.replace(claim, expires_at_epoch_ms=session.lease.expires_at_epoch_ms)
@@ -321,7 +329,7 @@ class ReferenceClaims:
         """W1, W6."""
         classes = {isinstance(payload, m.SessionCommand) for payload in draft.payloads}
         if len(classes) != 1:
-            raise Refused("InvalidInputError")
+            raise RefusedError("InvalidInputError")
         session = self._found_or_born(draft.session_id)
         for row in session.work:
             if draft.source_key is not None and row.draft.source_key == draft.source_key:
@@ -420,7 +428,7 @@ class ReferenceClaims:
         session = self._find(claim.session_id)
         rows = session.work if session is not None else []
         if self._owned(session, rows, claim, claim.completion().batch_ids) is None:
-            raise Refused("QueuedWorkClaimExpiredError")
+            raise RefusedError("QueuedWorkClaimExpiredError")
         assert session is not None
         assert session.lease is not None
         return msgspec.structs.replace(claim, expires_at_epoch_ms=session.lease.expires_at_epoch_ms)

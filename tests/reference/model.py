@@ -1,7 +1,7 @@
 """A naive model of the whole store: dictionaries and lists, one pass over everything, no database.
 
 It is written from the contract alone and shares with the store nothing but the values that go in and come out. What the
-store refuses it refuses with ``Refused`` and the name of the error. Where the store is clever it is slow: a commit
+store refuses it refuses with ``RefusedError`` and the name of the error. Where the store is clever it is slow: a commit
 copies every session first, so that a refusal can put everything back.
 """
 
@@ -17,7 +17,7 @@ import msgspec
 
 from fastness import model as m
 from tests.reference.claims import ReferenceClaims
-from tests.reference.rows import Receipt, Refused, Row, Session
+from tests.reference.rows import Receipt, RefusedError, Row, Session
 
 _PARTS = ("tool_state", "plugin_snapshot", "execution_state")
 
@@ -88,7 +88,7 @@ class ReferenceStore(ReferenceClaims):
         blobs = dict(self.factory.blobs)
         try:
             return self._commit(commit)
-        except Refused:
+        except RefusedError:
             for name in set(sessions) - set(saved):
                 del sessions[name]
             for name, fields in saved.items():
@@ -99,17 +99,17 @@ class ReferenceStore(ReferenceClaims):
     def _commit(self, commit: m.RuntimeCommit) -> m.RuntimeCommitResult:
         for entry in commit.usage_deltas:
             if min(msgspec.structs.astuple(entry.usage)) < 0:
-                raise Refused("InvalidInputError")
+                raise RefusedError("InvalidInputError")
         session = self._own()
         if commit.session_id != session.session_id:
-            raise Refused("SessionBindingMismatchError")
+            raise RefusedError("SessionBindingMismatchError")
         recorded = self._recorded(session, commit)
         if recorded is not None:
             self._release(session, commit)
             return msgspec.structs.replace(recorded, replayed=True)
         self._require_live(session, session.session_id, commit.session_execution_lease)
         if commit.expected_head_revision != session.revision:
-            raise Refused("HeadRevisionConflictError")
+            raise RefusedError("HeadRevisionConflictError")
         self._complete(session, commit)
         self._change_graph(session, commit)
         self._change_frames(session, commit)
@@ -134,10 +134,10 @@ class ReferenceStore(ReferenceClaims):
         if stamp is None:
             return None
         if stamp.session_id != session.session_id:
-            raise Refused("TurnCommitConflictError")
+            raise RefusedError("TurnCommitConflictError")
         receipt = session.receipts.get(stamp.turn_id)
         if receipt is not None and receipt.turn_hash != stamp.turn_commit_hash:
-            raise Refused("TurnCommitConflictError")
+            raise RefusedError("TurnCommitConflictError")
         return None if receipt is None else receipt.result
 
     def _release(self, session: Session, commit: m.RuntimeCommit) -> None:
@@ -150,12 +150,12 @@ class ReferenceStore(ReferenceClaims):
         for done in commit.completed_turn_input_claims:
             rows = self._owned(session, session.inputs, done, done.input_ids)
             if rows is None or any(row in owned for row in rows):
-                raise Refused("TurnInputClaimExpiredError")
+                raise RefusedError("TurnInputClaimExpiredError")
             owned += rows
         for work in commit.completed_queue_claims:
             rows = self._owned(session, session.work, work, work.batch_ids)
             if rows is None or any(row in owned for row in rows):
-                raise Refused("QueuedWorkClaimExpiredError")
+                raise RefusedError("QueuedWorkClaimExpiredError")
             owned += rows
         for row in owned:
             row.settled, row.settled_ms = "completed", self.factory.clock()
@@ -172,13 +172,13 @@ class ReferenceStore(ReferenceClaims):
         for node in nodes:
             live = [other.node_id for other in session.nodes]
             if node.node_id in live or node.node_id in session.tombstoned:
-                raise Refused("NodeIdCollisionError")
+                raise RefusedError("NodeIdCollisionError")
             if node.parent_node_id is not None and node.parent_node_id not in live:
-                raise Refused("GraphInvalidError")
+                raise RefusedError("GraphInvalidError")
             session.nodes.append(node)
         stays = isinstance(graph, m.Unchanged) and leaf == session.leaf
         if leaf not in [node.node_id for node in session.nodes] and not (leaf is None and (not session.nodes or stays)):
-            raise Refused("GraphInvalidError")
+            raise RefusedError("GraphInvalidError")
         session.leaf = leaf
 
     def _given(self, graph: m.Append | m.ReplaceFull) -> tuple[Sequence[m.SessionNodeRecord], str | None]:
@@ -189,7 +189,7 @@ class ReferenceStore(ReferenceClaims):
     def _change_frames(self, session: Session, commit: m.RuntimeCommit) -> None:
         known = {*session.frames, *(frame.frame_id for frame in commit.agent_frames)}
         if commit.current_agent_frame_id is not None and commit.current_agent_frame_id not in known:
-            raise Refused("GraphInvalidError")
+            raise RefusedError("GraphInvalidError")
         for frame in commit.agent_frames:
             before = session.frames.get(frame.frame_id)
             session.frames[frame.frame_id] = frame
@@ -198,7 +198,7 @@ class ReferenceStore(ReferenceClaims):
             elif frame.checkpoint_ref == session.checkpoint_ref:
                 session.frame_refs[frame.frame_id] = self._refs(session)
             elif before is None or before.checkpoint_ref != frame.checkpoint_ref:
-                raise Refused("UnknownBlobRefError")
+                raise RefusedError("UnknownBlobRefError")
         session.current_frame = commit.current_agent_frame_id or session.current_frame
 
     def _refs(self, session: Session) -> list[str]:
@@ -219,7 +219,7 @@ class ReferenceStore(ReferenceClaims):
             part = getattr(given, name)
             if isinstance(part, m.BlobRef):
                 if part.sha256 not in held:
-                    raise Refused("UnknownBlobRefError")
+                    raise RefusedError("UnknownBlobRefError")
                 part = held[part.sha256]
             parts[name] = part
         refs = {name: None if part is None else m.BlobRef(_sha256(part)) for name, part in parts.items()}
@@ -234,7 +234,7 @@ class ReferenceStore(ReferenceClaims):
     def _change_the_rest(self, session: Session, commit: m.RuntimeCommit) -> None:
         for attachment_id in commit.committed_attachment_ids:
             if attachment_id not in session.attachments:
-                raise Refused("AttachmentNotInManifestError")
+                raise RefusedError("AttachmentNotInManifestError")
             session.attachments[attachment_id] = "committed"
         for entry in commit.usage_deltas:
             key = (entry.source, entry.model)
@@ -276,7 +276,7 @@ class ReferenceStore(ReferenceClaims):
         while leaf is not None:
             node = self.load_node(leaf)
             if node is None:
-                raise Refused("GraphInvalidError")
+                raise RefusedError("GraphInvalidError")
             path.insert(0, node)
             leaf = node.parent_node_id
         return path
@@ -293,7 +293,7 @@ class ReferenceStore(ReferenceClaims):
         session = self._find(session_id)
         for attachment_id in attachment_ids:
             if session is None or attachment_id not in session.attachments:
-                raise Refused("AttachmentNotInManifestError")
+                raise RefusedError("AttachmentNotInManifestError")
         for attachment_id in attachment_ids if session is not None else ():
             session.attachments[attachment_id] = "committed"
 
@@ -316,7 +316,7 @@ class ReferenceStore(ReferenceClaims):
         going = {node.node_id for node in session.nodes if node.node_id in node_ids}
         for node in session.nodes:
             if node.parent_node_id in going and node.node_id not in going:
-                raise Refused("GraphInvalidError")
+                raise RefusedError("GraphInvalidError")
         if not going or session.revision is None:
             return
         while session.leaf in going:
@@ -356,5 +356,5 @@ def answer(call: Callable[[], Any]) -> Any:
     """What a call of the model comes to: its value, or the name of its refusal."""
     try:
         return call()
-    except Refused as refusal:
+    except RefusedError as refusal:
         return refusal

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from fastness import model as m
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """The model's refusal: the name of the error that the store has to raise."""
 
     def __init__(self, kind: str) -> None:
@@ -58,7 +58,7 @@ class Session:
     lease: m.SessionExecutionLease | None = None
     revision: int | None = None
     leaf: str | None = None
-    config: m.PersistedSessionConfig = m.PersistedSessionConfig()
+    config: m.PersistedSessionConfig = field(default_factory=m.PersistedSessionConfig)
     current_frame: str | None = None
     checkpoint: m.HydratedSessionCheckpoint | None = None
     checkpoint_ref: m.BlobRef | None = None
