@@ -40,6 +40,7 @@ class BareScript:
 
     def __init__(self, path: Path, turns: int) -> None:
         self.db = apsw.Connection(str(path), statementcachesize=200)
+        self.db.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
         self.db.create_scalar_function("now_ms", _now_ms, 0)
         for pragma in ("journal_mode=wal", "synchronous=full", "foreign_keys=on"):
             self.db.execute(f"pragma {pragma}")

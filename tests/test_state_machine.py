@@ -13,19 +13,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from fastness.model import (
     Acquired,
     ActivePath,
-    ActiveTurn,
     AgentFrameRecord,
     BlobRef,
     ByInputId,
     BySourceKey,
     FullGraph,
-    Group,
     HydratedSessionCheckpoint,
     LeaseOwnerIdentity,
-    LocalProcess,
-    Never,
-    NextTurn,
-    PayloadDefault,
     PendingTurnInputDraft,
     PersistedSessionConfig,
     PersistedTurnState,
@@ -33,77 +27,32 @@ from fastness.model import (
     ReplaceFull,
     RuntimeCommit,
     SessionGraph,
-    TurnInput,
     Unchanged,
 )
-from tests.builders import WHEN, append, command, content_id, intent, node, task, usage
+from tests.builders import WHEN, append, content_id, intent, node, usage
+from tests.strategies import (
+    BLOB_X,
+    COMMIT_FAULTS,
+    HERE,
+    OWNERS,
+    SESSIONS,
+    TURNS,
+    WANTED,
+    boundaries,
+    few,
+    input_drafts,
+    keys,
+    one_class,
+    owners,
+    recent,
+    sessions,
+    turns,
+    work_boundaries,
+    work_drafts,
+)
 from tests.worlds import MODEL, Each, Worlds
 
-SESSIONS = ("a", "b")
-HERE = LocalProcess("host", "boot", 1, "1")
-OWNERS = (
-    LeaseOwnerIdentity("alice", "1"),
-    LeaseOwnerIdentity("alice", "2"),
-    LeaseOwnerIdentity("bob", "1", HERE),
-)
-EXACT = "claim_ready_queued_work_by_batch_ids"
-TURNS = ("t1", "t2", "turn 1")
-BLOB_X = BlobRef("2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881")
-"""The content ``b"x"`` by its hash: known where the head holds it, else not."""
-COMMIT_FAULTS = (
-    "binding",
-    "revision",
-    "usage",
-    "claims",
-    "graph",
-    "blob",
-    "attachment",
-    "fence",
-    "frame",
-    "stamp",
-    "stamp",
-)
 SEEN: Counter[str] = Counter()
-
-sessions = st.sampled_from(SESSIONS)
-owners = st.sampled_from(OWNERS)
-turns = st.sampled_from(TURNS)
-recent = st.sampled_from([0, 0, 0, 0, 1, 2, 5])
-keys = st.sampled_from([None, None, None, "k1", "k2"])
-few = st.integers(1, 3)
-boundaries = st.sampled_from(["after_work", "before_completion"])
-work_boundaries = st.sampled_from(["idle", "idle", "active_turn_checkpoint"])
-merges = st.sampled_from([Never(), PayloadDefault(), Group("g"), Group("g")])
-
-
-def one_class(draft: QueuedWorkBatchDraft) -> bool:
-    """Whether a batch may be enqueued at all."""
-    return bool(draft.payloads) and len({type(payload) for payload in draft.payloads}) == 1
-
-
-@st.composite
-def input_drafts(draw: st.DrawFn) -> PendingTurnInputDraft:
-    """Input for a session, for the next turn or a running one, with or without a key."""
-    ingress = NextTurn() if draw(st.booleans()) else ActiveTurn(draw(turns), draw(boundaries))
-    text = draw(st.sampled_from(["hi", "ho"]))
-    return PendingTurnInputDraft(draw(sessions), ingress, TurnInput.of_text(text), None, draw(keys))
-
-
-@st.composite
-def work_drafts(draw: st.DrawFn) -> QueuedWorkBatchDraft:
-    """Work of all classes and policies, now and then mixed or empty, now and then for later."""
-    payloads = draw(
-        st.sampled_from([(task(),), (task(),), (task("x"), task("y")), (command(),), (task(), command()), ()])
-    )
-    return QueuedWorkBatchDraft(
-        draw(sessions),
-        draw(st.sampled_from(["earliest_safe_boundary", "earliest_safe_boundary", "after_current_turn_commit"])),
-        draw(st.sampled_from(["join", "join", "exclusive"])),
-        payloads,
-        draw(merges),
-        draw(keys),
-        draw(st.sampled_from([0, 0, 0, 1_700_000_020_000])),
-    )
 
 
 class Machine(RuleBasedStateMachine):
@@ -277,6 +226,8 @@ class Machine(RuleBasedStateMachine):
     @rule(via=sessions, session_id=sessions, back=recent, key=keys, how=st.sampled_from(["one", "many", "suffix"]))
     def cancel_input(self, via: str, session_id: str, back: int, key: str | None, how: str) -> None:
         """Somebody takes something back."""
+        if how == "one":
+            session_id = self.of(self.inputs, back)[MODEL].session_id
         ids = {world: row.input_id for world, row in self.of(self.inputs, back).items()}
         if how == "one":
             self.on("cancel input", via, "cancel_pending_turn_input", session_id, ids)
@@ -359,9 +310,12 @@ class Machine(RuleBasedStateMachine):
         self.node_count += 1
         fresh = f"n{self.node_count}"
         if not fits:
-            odd = [("n1", leaf), ("n2", leaf), (fresh, "nowhere"), (fresh, fresh)]
+            taken = (live[0] if live else fresh, leaf)
+            odd = [taken, taken, (fresh, "nowhere"), (fresh, fresh)]
             node_id, parent = data.draw(st.sampled_from(odd))
-            return data.draw(st.sampled_from([append(node(node_id, parent)), Unchanged("nowhere"), Unchanged(None)]))
+            return data.draw(
+                st.sampled_from([append(node(node_id, parent))] * 2 + [Unchanged("nowhere"), Unchanged(None)])
+            )
         kind = data.draw(st.sampled_from(["append"] * 5 + ["unchanged", "replace", "stay"]))
         if kind == "stay":
             return Unchanged(leaf)
@@ -505,41 +459,13 @@ class Machine(RuleBasedStateMachine):
         self.on("collect", session_id, "gc_unreachable", keep_revisions=keep)
 
 
-WANTED = """
-lease: Acquired|lease: Busy|reclaim: Acquired|reclaim: Busy|renew lease: SessionExecutionLease
-renew lease: LeaseExpiredError|release: NoneType|delete: NoneType
-enqueue input: PendingTurnInput|enqueue input: InputSourceKeyConflictError|list inputs: list
-claim next: TurnInputClaim|claim next: NoneType|claim next: LeaseExpiredError
-claim active: TurnInputClaim|claim active: NoneType|claim active: LeaseExpiredError
-renew turn input claim: TurnInputClaim|renew turn input claim: TurnInputClaimExpiredError
-abandon turn input claim: NoneType|cancel input: Cancelled|cancel input: AlreadyClaimed
-cancel input: AlreadyCompleted|cancel input: AlreadyCancelled|cancel input: NotFound
-cancel inputs: list|cancel suffix: SuffixOutcomes|cancel suffix: AnchorNotFound
-enqueue work: QueuedWorkBatch|enqueue work: InvalidInputError|list work: list
-claim work: QueuedWorkClaim|claim work: NoneType|claim work: LeaseExpiredError
-claim command: QueuedWorkClaim|claim command: NoneType|claim exactly: QueuedWorkClaim|claim exactly: NoneType
-renew queued work claim: QueuedWorkClaim|renew queued work claim: QueuedWorkClaimExpiredError
-abandon queued work claim: NoneType|cancel work: QueuedWorkBatch|cancel work: NoneType
-commit: RuntimeCommitResult|commit: InvalidInputError|commit: SessionBindingMismatchError
-commit: TurnCommitConflictError|commit: LeaseExpiredError|commit: HeadRevisionConflictError
-commit: ClaimExpiredError|commit: NodeIdCollisionError|commit: GraphInvalidError|commit: UnknownBlobRefError
-commit: AttachmentNotInManifestError|commit: InputSourceKeyConflictError
-commit of Append|commit of Unchanged|commit of ReplaceFull|commit replayed
-load: PersistedSessionRead|load: NoneType|load: GraphInvalidError|load: SessionDeletedError
-load node: SessionNodeRecord|load head: SessionHeadMeta|record intent: NoneType|commit refs: NoneType
-commit refs: AttachmentNotInManifestError|holds ref: bool|forget: NoneType
-tombstone: NoneType|tombstone: GraphInvalidError|tombstone: SessionDeletedError|vacuum: VacuumReport|collect: GcReport
-"""
-"""What has to have happened at least once in a run, for the run to mean anything."""
-
-
 def test_both_engines_and_the_model_agree_on_everything() -> None:
     """Whatever is called, in whatever order, the stores answer what the naive model answers, and end in its state."""
     SEEN.clear()
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=300,
+            max_examples=400,
             stateful_step_count=60,
             deadline=None,
             derandomize=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -14,6 +15,16 @@ import apsw
 import pytest
 
 from fastness.cli.main import main
+from fastness.persistence import (
+    NextTurn,
+    PendingTurnInputDraft,
+    QueuedWorkBatchDraft,
+    SessionStoreCreateRequest,
+    Task,
+    TurnInput,
+    mint_owner,
+    open_database,
+)
 
 HELLO = {"role": "user", "content": "Hello"}
 CALL = {
@@ -370,3 +381,28 @@ def test_a_missing_extra_is_one_line_that_says_what_to_install() -> None:
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (found.returncode, found.stdout) == (2, "")
     assert found.stderr == ("fastness: the command line needs an extra; install it with: pip install 'fastness[cli]'\n")
+
+
+def test_queue_shows_what_a_dead_process_left_behind(filled: Shell) -> None:
+    """Waiting input, queued work and the holder of the lane, each on its line."""
+    asyncio.run(abandon_a_turn("sqlite:///fastness.db"))
+    lines = filled.done("queue", "talks-b").splitlines()
+    assert lines[0].startswith("lane: held by gone, fencing token 2, until ")
+    assert lines[1] == "1 input waiting"
+    assert lines[3].split()[2:] == ["deferred_next_turn", "Are", "you", "there?"]
+    assert lines[4] == "1 batch of work queued"
+    assert lines[6].split()[2:] == ["pending", "turn_work", "1"]
+    shown = json.loads(filled.done("queue", "talks-b", "--json"))
+    assert shown["lane"]["owner"]["owner_id"] == "gone"
+
+
+async def abandon_a_turn(url: str) -> None:
+    """Enqueue input and work, enter the lane, and never come back."""
+    async with open_database(url) as factory:
+        store = await factory.create_store(SessionStoreCreateRequest("talks-b"))
+        text = TurnInput.of_text("Are you\nthere?")
+        await store.enqueue_pending_turn_input(PendingTurnInputDraft("talks-b", NextTurn(), text))
+        await store.enqueue_queued_work(
+            QueuedWorkBatchDraft("talks-b", "earliest_safe_boundary", "join", (Task("tidy"),))
+        )
+        await store.try_claim_session_execution_lease("talks-b", mint_owner("gone"), 60_000)

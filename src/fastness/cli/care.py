@@ -30,21 +30,7 @@ def register(app: typer.Typer) -> None:
 
 def check(context: typer.Context, database: DatabaseOption = None, as_json: JsonOption = False) -> None:
     """Verify the whole database: graphs, references, counts, claims, indexes. Exit status 1 says that it has faults."""
-
-    async def work(factory: EngineSessionStoreFactory) -> CheckReport:
-        with Progress(
-            TextColumn("checking"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("sessions"),
-            console=Console(file=sys.stderr),
-            disable=not sys.stderr.isatty(),
-            transient=True,
-        ) as bar:
-            task = bar.add_task("", total=None)
-            return await factory.check(lambda done, total: bar.update(task, completed=done, total=total))
-
-    report = run(context, database, work)
+    report = run(context, database, _check)
     if as_json:
         out_json(report)
     else:
@@ -83,21 +69,27 @@ def delete(
     database: DatabaseOption = None,
 ) -> None:
     """Delete a session and all it holds, also while somebody works on it."""
-
-    async def look(factory: EngineSessionStoreFactory) -> None:
-        await open_session(factory, session_id)
-
-    run(context, database, look)
+    run(context, database, lambda factory: open_session(factory, session_id))
     if not yes:
         if not sys.stdin.isatty():
             raise InvalidInputError("delete", "cannot ask here; say --yes to delete without being asked")
         typer.confirm(f"delete session {one_line(session_id)} and all it holds?", abort=True, err=True)
-
-    async def work(factory: EngineSessionStoreFactory) -> None:
-        await factory.delete_session(session_id)
-
-    run(context, database, work)
+    run(context, database, lambda factory: factory.delete_session(session_id))
     out(f"deleted session {one_line(session_id)}")
+
+
+async def _check(factory: EngineSessionStoreFactory) -> CheckReport:
+    with Progress(
+        TextColumn("checking"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("sessions"),
+        console=Console(file=sys.stderr),
+        disable=not sys.stderr.isatty(),
+        transient=True,
+    ) as bar:
+        task = bar.add_task("", total=None)
+        return await factory.check(lambda done, total: bar.update(task, completed=done, total=total))
 
 
 async def _maintain(

@@ -50,12 +50,12 @@ def run(
 ) -> T:
     """Open the database, do the work, close. Only with ``create`` a missing database is made."""
     url = database or context.obj or os.environ.get("FASTNESS_DATABASE") or DEFAULT_DATABASE
+    return asyncio.run(_opened(url, work, create=create))
 
-    async def opened() -> T:
-        async with open_database(url, existing_only=not create) as factory:
-            return await work(factory)
 
-    return asyncio.run(opened())
+async def _opened(url: str, work: Callable[[EngineSessionStoreFactory], Awaitable[T]], *, create: bool) -> T:
+    async with open_database(url, existing_only=not create) as factory:
+        return await work(factory)
 
 
 async def open_session(factory: EngineSessionStoreFactory, session_id: str) -> SessionStore:

@@ -15,7 +15,7 @@ from fastness.cli.session import DatabaseOption, JsonOption, load, run
 from fastness.errors import InvalidInputError
 from fastness.factory import EngineSessionStoreFactory
 from fastness.persistence import FullGraph
-from fastness.replay import ImportOptions, ImportReport, Survey, TurnOutcome, exported_records, import_file, survey
+from fastness.replay import ImportOptions, ImportReport, Survey, exported_records, import_file, survey
 
 
 def register(app: typer.Typer) -> None:
@@ -48,17 +48,7 @@ def import_(
     """
     options = ImportOptions(branch_by, session_id, limit, concurrency)
     surveyed = survey(file, options)
-
-    async def work(factory: EngineSessionStoreFactory) -> ImportReport:
-        with _progress() as bar:
-            task = bar.add_task("replaying", total=surveyed.turns)
-
-            def advance(outcome: TurnOutcome) -> None:
-                bar.advance(task)
-
-            return await import_file(factory, file, options, surveyed=surveyed, progress=advance)
-
-    report = run(context, database, work, create=True)
+    report = run(context, database, lambda factory: _import(factory, file, options, surveyed), create=True)
     out_json(report) if as_json else out(_summary(surveyed, report))
 
 
@@ -73,15 +63,24 @@ def export(
     wanted = session_ids or []
     if every == bool(wanted) or (leaf is not None and len(wanted) != 1):
         raise InvalidInputError("export", "needs the ids of sessions, or --all; --leaf goes with a single id")
+    run(context, database, lambda factory: _export(factory, wanted, leaf))
 
-    async def work(factory: EngineSessionStoreFactory) -> None:
-        if every:
-            async for session_id in factory.session_ids():
-                await _export_one(factory, session_id, None)
-        for session_id in wanted:
-            await _export_one(factory, session_id, leaf)
 
-    run(context, database, work)
+async def _import(
+    factory: EngineSessionStoreFactory, file: Path, options: ImportOptions, surveyed: Survey
+) -> ImportReport:
+    with _progress() as bar:
+        task = bar.add_task("replaying", total=surveyed.turns)
+        return await import_file(factory, file, options, surveyed=surveyed, progress=lambda outcome: bar.advance(task))
+
+
+async def _export(factory: EngineSessionStoreFactory, session_ids: list[str], leaf: str | None) -> None:
+    """Export these sessions, or every one where none is named."""
+    for session_id in session_ids:
+        await _export_one(factory, session_id, leaf)
+    if not session_ids:
+        async for session_id in factory.session_ids():
+            await _export_one(factory, session_id, None)
 
 
 async def _export_one(factory: EngineSessionStoreFactory, session_id: str, leaf: str | None) -> None:

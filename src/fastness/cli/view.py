@@ -23,7 +23,6 @@ from fastness.persistence import (
     QueuedWorkBatch,
     SessionExecutionLease,
     SessionFilter,
-    SessionPage,
     SessionReadScope,
     snapshot_of,
 )
@@ -49,11 +48,7 @@ def sessions(
 ) -> None:
     """List sessions, oldest first."""
     filters = SessionFilter(prefix, parent, _time("since", since), _time("until", until))
-
-    async def work(factory: EngineSessionStoreFactory) -> SessionPage:
-        return await factory.list_sessions(limit=limit, cursor=cursor, filters=filters)
-
-    page = run(context, database, work)
+    page = run(context, database, lambda factory: factory.list_sessions(limit=limit, cursor=cursor, filters=filters))
     if as_json:
         out_json(page)
         return
@@ -85,11 +80,7 @@ def show(
     if as_tree and leaf is not None:
         raise InvalidInputError("show", "takes --leaf or --tree, not both")
     scope: SessionReadScope = FullGraph() if as_tree else ActivePath(leaf)
-
-    async def work(factory: EngineSessionStoreFactory) -> PersistedSessionRead | None:
-        return await load(factory, session_id, scope)
-
-    read = run(context, database, work)
+    read = run(context, database, lambda factory: load(factory, session_id, scope))
     if as_json:
         out_json(_json(session_id, read))
     elif read is None:
@@ -104,16 +95,7 @@ def queue(
     context: typer.Context, session_id: SessionArgument, database: DatabaseOption = None, as_json: JsonOption = False
 ) -> None:
     """Show what waits for a session, user input and other work, and who holds its lane."""
-
-    async def work(
-        factory: EngineSessionStoreFactory,
-    ) -> tuple[list[PendingTurnInput], list[QueuedWorkBatch], SessionExecutionLease | None]:
-        store = await open_session(factory, session_id)
-        inputs = await store.list_pending_turn_inputs(session_id)
-        batches = await store.list_queued_work(session_id)
-        return inputs, batches, await factory.engine.read(lambda: lane.observe(Target(session_id)))
-
-    inputs, batches, holder = run(context, database, work)
+    inputs, batches, holder = run(context, database, lambda factory: _waiting(factory, session_id))
     if as_json:
         out_json({"pending_inputs": inputs, "queued_work": batches, "lane": holder})
         return
@@ -128,6 +110,15 @@ def queue(
             (str(one.admission_seq), one.batch_id, one.state, one.work_class, str(len(one.items))) for one in batches
         ]
         out(columns(("SEQ", "BATCH", "STATE", "CLASS", "ITEMS"), found))
+
+
+async def _waiting(
+    factory: EngineSessionStoreFactory, session_id: str
+) -> tuple[list[PendingTurnInput], list[QueuedWorkBatch], SessionExecutionLease | None]:
+    store = await open_session(factory, session_id)
+    inputs = await store.list_pending_turn_inputs(session_id)
+    batches = await store.list_queued_work(session_id)
+    return inputs, batches, await factory.engine.read(lambda: lane.observe(Target(session_id)))
 
 
 def _holder(lease: SessionExecutionLease | None) -> str:

@@ -259,6 +259,8 @@ def _connect(settings: Settings, path: Path | None) -> Link:
     link = Link(connection, settings.place, wait)
     connection.set_busy_handler(wait)
     connection.config(apsw.SQLITE_DBCONFIG_DQS_DML, 0)
+    # Plans must not depend on bound values: else every new value has its statement prepared again.
+    connection.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
     connection.create_scalar_function("now_ms", _now_of(settings.clock), 0, deterministic=False)
     try:
         for text in (
