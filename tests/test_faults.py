@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -54,6 +55,20 @@ DEAD = LocalProcess("host", "boot", 1, "1")
 
 class Injected(Exception):  # noqa: N818 - it is no error of ours
     """The fault."""
+
+
+class Fault:
+    """Raises at one point, counted from 0, and lets all others pass."""
+
+    def __init__(self, point: int) -> None:
+        self.left = point
+        self.came = False
+
+    def __call__(self, _batch: Read | Write | None) -> None:
+        if self.left == 0:
+            self.came = True
+            raise Injected
+        self.left -= 1
 
 
 class Scene:
@@ -224,19 +239,12 @@ async def test_a_fault_at_any_point_leaves_no_trace(lab: Lab, name: str) -> None
         await start_over(lab)
         scene = await Scene(lab, await lab.store()).set()
         before = await lab.dump()
-        left = point
-
-        def fail(batch: Read | Write | None) -> None:
-            nonlocal left
-            if left == 0:
-                raise Injected(f"before point {point} of {name}, {type(batch).__name__}")
-            left -= 1
-
-        lab.on_batch = fail
+        fault = Fault(point)
+        lab.on_batch = fault
         with pytest.raises((Injected, StoreError)):
             await operation(scene)
-        assert left == 0, f"point {point} of {name} was never reached"
         lab.on_batch = None
+        assert fault.came, f"point {point} of {name} was never reached"
         assert differences(before, await lab.dump()) == {}, f"a fault at point {point} of {points} left a trace"
         await operation(scene)
         changed = differences(before, await lab.dump()) != {}
@@ -254,8 +262,6 @@ async def test_a_fault_in_one_program_does_not_touch_its_neighbours(lab: Lab) ->
     def fail(batch: Read | Write | None) -> None:
         if isinstance(batch, Write) and any("poison" in str(statement[1:]) for statement in batch.statements):
             raise Injected("poison")
-
-    import asyncio
 
     lab.on_batch = fail
     texts = [f"poison {at}" if at % 5 == 2 else f"good {at}" for at in range(20)]
