@@ -21,6 +21,7 @@ from fastness.model import (
     CheckFinding,
     CheckReport,
     DurabilityTier,
+    GcReport,
     LocalProcess,
     MaintenancePreview,
     SessionFilter,
@@ -109,6 +110,11 @@ class EngineSessionStoreFactory:
             report.queued_batch_count,
             tuple(findings),
         )
+
+    async def gc_unreachable(self, *, keep_revisions: int = 1) -> GcReport:
+        """Delete the blobs of the database that no retained checkpoint needs (law M1)."""
+        limits.check_positive("keep_revisions", keep_revisions)
+        return await self.engine.write(lambda: maintenance.collect(keep_revisions))
 
     async def maintenance_preview(self, *, keep_revisions: int = 1) -> MaintenancePreview:
         """Count what a vacuum of every session and a collection would remove. Nothing is changed."""

@@ -161,12 +161,17 @@ class SessionStore:
         limits.check_ttl(lease_ttl_ms)
         limits.check_fence(observed_holder)
         target, token = await self._target(session_id), _token()
-        holder = await self._engine.read(lambda: lane.observe(target))
+        holder = await self.observe_session_execution_lease(session_id)
         dead = None
         # Death is probed outside the transaction; inside, it counts only for the very process that was probed.
         if holder is not None and isinstance(holder.owner.liveness, LocalProcess):
             dead = holder.owner.liveness if self._options.is_dead(holder.owner.liveness) else None
         return await self._engine.write(lambda: lane.reclaim(target, owner, observed_holder, dead, token, lease_ttl_ms))
+
+    async def observe_session_execution_lease(self, session_id: str) -> SessionExecutionLease | None:
+        """See who holds the lane of a session now; None while it is free."""
+        target = await self._target(session_id)
+        return await self._engine.read(lambda: lane.observe(target))
 
     async def renew_session_execution_lease(
         self, fence: SessionExecutionLeaseFence, lease_ttl_ms: int

@@ -16,7 +16,6 @@ from fastness.cli.session import DatabaseOption, JsonOption, SessionArgument, op
 from fastness.errors import InvalidInputError, SessionDeletedError
 from fastness.factory import EngineSessionStoreFactory
 from fastness.persistence import CheckReport, GcReport, MaintenancePreview, SessionStoreCreateRequest, VacuumReport
-from fastness.store import SessionStore
 
 _FAULTY = 1
 
@@ -106,8 +105,7 @@ async def _maintain(
             # It was deleted since it was listed: there is nothing left to remove.
             continue
         total = VacuumReport(*(one + more for one, more in zip(_counts(total), _counts(report), strict=True)))
-    # A collection belongs to the whole database; the handle it goes through names no session.
-    return total, await SessionStore(factory.engine, "maintenance").gc_unreachable(keep_revisions=keep_revisions)
+    return total, await factory.gc_unreachable(keep_revisions=keep_revisions)
 
 
 def _counts(report: VacuumReport) -> tuple[int, ...]:

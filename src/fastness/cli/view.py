@@ -13,8 +13,6 @@ from fastness.cli.transcript import readable, tree
 from fastness.errors import InvalidInputError
 from fastness.factory import EngineSessionStoreFactory
 from fastness.model.turn_input import AttachmentItem, TextItem
-from fastness.ops import lane
-from fastness.ops.lane import Target
 from fastness.persistence import (
     ActivePath,
     FullGraph,
@@ -97,7 +95,7 @@ def queue(
     """Show what waits for a session, user input and other work, and who holds its lane."""
     inputs, batches, holder = run(context, database, lambda factory: _waiting(factory, session_id))
     if as_json:
-        out_json({"pending_inputs": inputs, "queued_work": batches, "lane": holder})
+        out_json({"pending_inputs": inputs, "queued_work": batches, "lane": _lane(holder)})
         return
     out(f"lane: {_holder(holder)}")
     out(f"{counted(len(inputs), 'input')} waiting")
@@ -118,7 +116,15 @@ async def _waiting(
     store = await open_session(factory, session_id)
     inputs = await store.list_pending_turn_inputs(session_id)
     batches = await store.list_queued_work(session_id)
-    return inputs, batches, await factory.engine.read(lambda: lane.observe(Target(session_id)))
+    return inputs, batches, await store.observe_session_execution_lease(session_id)
+
+
+def _lane(lease: SessionExecutionLease | None) -> dict[str, object] | None:
+    """Who holds the lane, without the token that proves it."""
+    if lease is None:
+        return None
+    shown = ("owner", "fencing_token", "claimed_at_epoch_ms", "expires_at_epoch_ms")
+    return {name: getattr(lease, name) for name in shown}
 
 
 def _holder(lease: SessionExecutionLease | None) -> str:

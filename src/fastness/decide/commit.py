@@ -139,7 +139,15 @@ def _releases(commit: RuntimeCommit, lane: LaneFacts | None) -> bool:
 def _settlement(given: CommitInput, facts: CommitFacts, lane: LaneFacts, head: HeadFacts) -> Settlement:
     commit = given.commit
     replaces = isinstance(commit.graph, ReplaceFull)
-    placed = place(commit.session_id, given.nodes, given.leaf_node_id, facts.known, head.next_seq, stands_on=head.leaf_node_id, replaces=replaces)
+    placed = place(
+        commit.session_id,
+        given.nodes,
+        given.leaf_node_id,
+        facts.known,
+        head.next_seq,
+        stands_on=head.leaf_node_id,
+        replaces=replaces,
+    )
     _require_frames(given, facts.frames)
     gained, dropped = _head_blobs(commit.session_id, given.checkpoint, head.held())
     frame_blobs = _frame_blobs(given, facts, head)

@@ -55,7 +55,9 @@ def place(
                 raise _no_parent(session_id, node, nodes)
         placed[node.node_id] = PlacedNode(node.node_id, next_seq + at, parent_seq)
     if leaf_node_id is None and (placed or (stands_on is not None and not replaces)):
-        raise GraphInvalidError(session_id, "dangling_leaf", None, "the leaf is None beside live nodes; name one of them")
+        raise GraphInvalidError(
+            session_id, "dangling_leaf", None, "the leaf is None beside live nodes; name one of them"
+        )
     if leaf_node_id is not None and leaf_node_id not in placed and leaf_node_id not in live:
         raise dangling_leaf(session_id, leaf_node_id)
     return list(placed.values())

@@ -128,7 +128,8 @@ def checked(value: R) -> tuple[R, str]:
         raise InvalidInputError(type(value).__name__, f"does not fit its own schema: {error}") from None
     if not same:
         raise InvalidInputError(
-            type(value).__name__, "does not round-trip (foreign JSON must be exactly one value without outer white space)"
+            type(value).__name__,
+            "does not round-trip (foreign JSON must be exactly one value without outer white space)",
         )
     return again, body
 

@@ -183,5 +183,7 @@ def _content(ref: BlobRef | None, blobs: dict[str, bytes]) -> bytes | None:
     if ref is None:
         return None
     if ref.sha256 not in blobs:
-        raise BackendError(f"blob {ref.sha256} of the head's checkpoint is missing", "run 'check', restore from a backup")
+        raise BackendError(
+            f"blob {ref.sha256} of the head's checkpoint is missing", "run 'check', restore from a backup"
+        )
     return blobs[ref.sha256]

@@ -21,7 +21,8 @@ def stored(kind: type[R], body: str | bytes) -> R:
         return decode_record(kind, body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BackendError(
-            f"a stored {kind.__name__} is damaged: {error}", "restore it from a backup; 'check' lists what else is damaged"
+            f"a stored {kind.__name__} is damaged: {error}",
+            "restore it from a backup; 'check' lists what else is damaged",
         ) from None
 
 
