@@ -8,9 +8,10 @@ memory:                     private to this process, gone with it
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Literal, Self
 
 from fastness.decide import limits
 from fastness.engines.engine import Clock, Engine, system_clock
@@ -35,14 +36,14 @@ _MAX_PAGE = 10_000
 
 
 class EngineSessionStoreFactory:
-    """The sessions of one database, whatever engine is under it. Use it as an async context manager, or ``close`` it."""
+    """The sessions of one database, on any engine. Use it as an async context manager, or ``close`` it."""
 
     def __init__(self, engine: Engine, options: StoreOptions | None = None) -> None:
         self.engine = engine
         self.durability_tier: DurabilityTier = engine.durability_tier
         self._options = options or StoreOptions()
 
-    async def __aenter__(self) -> EngineSessionStoreFactory:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
@@ -93,8 +94,7 @@ class EngineSessionStoreFactory:
         findings += report.findings
         total, done, after, nodes, commits = report.session_count, 0, 0, 0, 0
         while True:
-            start = after
-            one = await self.engine.read(lambda: check.check_next_session(start))
+            one = await self.engine.read(partial(check.check_next_session, after))
             if one is None:
                 break
             findings += one.findings
@@ -136,9 +136,9 @@ class EngineSessionStoreFactory:
 class SqliteSessionStoreFactory(EngineSessionStoreFactory):
     """All sessions in one SQLite file, which is made where it is not there.
 
-    ``synchronous="full"``: an acknowledged commit survives the loss of power. ``"normal"``: it survives the death of the
-    process; the last commits before a loss of power may be gone, none is torn. ``busy_timeout_ms`` bounds the wait for
-    other processes, ``commit_budget_bytes`` what one call may write. ``clock`` gives milliseconds since the epoch.
+    ``synchronous="full"``: an acknowledged commit survives the loss of power. ``"normal"``: it survives the death of
+    the process; the last commits before a loss of power may be gone, none is torn. ``busy_timeout_ms`` bounds the wait
+    for other processes, ``commit_budget_bytes`` what one call may write. ``clock`` gives milliseconds since the epoch.
     """
 
     def __init__(

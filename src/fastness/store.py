@@ -212,10 +212,9 @@ class SessionStore:
         self, session_id: str, targets: Sequence[PendingTurnInputCancelTarget]
     ) -> list[PendingTurnInputCancelResult]:
         """Cancel several inputs in one transaction, one outcome for each target (law I6)."""
-        for each in targets:
-            limits.check_cancel_target(each)
+        wanted = limits.check_cancel_targets(targets)
         target = await self._target(session_id)
-        return await self._engine.write(lambda: turn_input.cancel_many(target, tuple(targets)))
+        return await self._engine.write(lambda: turn_input.cancel_many(target, wanted))
 
     async def cancel_pending_turn_input_suffix(
         self, session_id: str, anchor: PendingTurnInputCancelTarget
@@ -255,13 +254,13 @@ class SessionStore:
 
     async def renew_turn_input_claim(self, claim: TurnInputClaim) -> TurnInputClaim:
         """Verify that a claim is live; it lives as long as the lease (law K1)."""
-        limits.check_type("claim", claim, TurnInputClaim)
+        limits.check_input_claim(claim)
         target = await self._target(claim.session_id)
         return await self._engine.read(lambda: turn_input.renew(target, claim))
 
     async def abandon_turn_input_claim(self, claim: TurnInputClaim) -> None:
         """Give claimed input back; twice is fine (law K3)."""
-        limits.check_type("claim", claim, TurnInputClaim)
+        limits.check_input_claim(claim)
         target = await self._target(claim.session_id)
         await self._engine.write(lambda: turn_input.abandon(target, claim))
 
@@ -308,20 +307,19 @@ class SessionStore:
         """Claim exactly these batches, or nothing (law W5)."""
         limits.check_fence(fence)
         limits.check_claim_boundary(boundary)
-        for batch_id in batch_ids:
-            limits.check_id("batch_ids", batch_id)
-        target, claim_id, ids = await self._target(session_id), _token(), tuple(batch_ids)
+        ids = limits.check_ids("batch_ids", batch_ids)
+        target, claim_id = await self._target(session_id), _token()
         return await self._engine.write(lambda: queued_work.claim_exact(target, fence, boundary, ids, claim_id))
 
     async def renew_queued_work_claim(self, claim: QueuedWorkClaim) -> QueuedWorkClaim:
         """Verify that a claim is live; it lives as long as the lease (law K1)."""
-        limits.check_type("claim", claim, QueuedWorkClaim)
+        limits.check_work_claim(claim)
         target = await self._target(claim.session_id)
         return await self._engine.read(lambda: queued_work.renew(target, claim))
 
     async def abandon_queued_work_claim(self, claim: QueuedWorkClaim) -> None:
         """Give claimed work back; twice is fine (law K3)."""
-        limits.check_type("claim", claim, QueuedWorkClaim)
+        limits.check_work_claim(claim)
         target = await self._target(claim.session_id)
         await self._engine.write(lambda: queued_work.abandon(target, claim))
 
@@ -358,9 +356,8 @@ class SessionStore:
 
     async def commit_refs(self, session_id: str, attachment_ids: Sequence[str]) -> None:
         """Stamp intents outside of a turn; commits stamp by themselves."""
-        for attachment_id in attachment_ids:
-            limits.check_id("attachment_ids", attachment_id)
-        target, ids = await self._target(session_id), tuple(attachment_ids)
+        ids = limits.check_ids("attachment_ids", attachment_ids)
+        target = await self._target(session_id)
         await self._engine.write(lambda: manifest.commit_refs(target, ids))
 
     async def holds_ref(self, session_id: str, attachment_id: str) -> bool:
@@ -380,9 +377,8 @@ class SessionStore:
         """Mark content that nobody needs; its bytes may be deleted until the mark lapses (law A4)."""
         limits.check_int63("older_than_epoch_ms", older_than_epoch_ms)
         limits.check_ttl(mark_ttl_ms)
-        for attachment_id in attachment_ids:
-            limits.check_id("attachment_ids", attachment_id)
-        sweep_id, ids = _token(), tuple(attachment_ids)
+        ids = limits.check_ids("attachment_ids", attachment_ids)
+        sweep_id = _token()
         return await self._engine.write(lambda: manifest.begin_reclaim(ids, older_than_epoch_ms, mark_ttl_ms, sweep_id))
 
     async def finish_reclaim(self, grant: AttachmentReclaimGrant) -> int:
@@ -400,9 +396,8 @@ class SessionStore:
 
     async def tombstone_nodes(self, node_ids: Sequence[str]) -> None:
         """Hide whole branches of this session from every read (law G5)."""
-        for node_id in node_ids:
-            limits.check_id("node_ids", node_id)
-        target, ids = await self._bound(), tuple(node_ids)
+        ids = limits.check_ids("node_ids", node_ids)
+        target = await self._bound()
         await self._engine.write(lambda: maintenance.tombstone(target, ids))
 
     async def vacuum(

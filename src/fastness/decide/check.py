@@ -60,8 +60,8 @@ class ClaimFact(msgspec.Struct, frozen=True):
 class SessionFacts(msgspec.Struct, frozen=True):
     """All rows of one session, from one snapshot.
 
-    ``needed`` are the blobs that the head's checkpoint needs (None where it cannot be read), ``held`` those on record as
-    held, ``broken`` those of them that are missing or whose bytes are not what their name says.
+    ``needed`` are the blobs that the head's checkpoint needs (None where it cannot be read), ``held`` those on record
+    as held, ``broken`` those of them that are missing or whose bytes are not what their name says.
     """
 
     session_id: str
@@ -155,6 +155,9 @@ class NodeAudit:
             return f"says that it is {node.body_id!r}"
         if node.agent_frame_id is not None and node.agent_frame_id not in self._frames:
             return f"names the frame {node.agent_frame_id!r}, which is missing"
+        return self._parent_fault(node)
+
+    def _parent_fault(self, node: NodeFact) -> str | None:
         if node.parent_seq is None:
             return None if node.body_parent_id is None else f"has lost its parent {node.body_parent_id!r}"
         parent_id, parent_live = self._seen.get(node.parent_seq, (None, False))

@@ -1,4 +1,4 @@
-"""The settlement of a turn: from the facts under the lane's lock to what is written, or to the error (laws C1 to C14)."""
+"""The settlement of a turn: from the facts under the lane's lock to what is written, or to an error (laws C)."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ class HeadFacts(msgspec.Struct, frozen=True):
 class CommitFacts(msgspec.Struct, frozen=True):
     """What the database says about a commit, read after the lane was locked.
 
-    ``head`` is None before the first commit; ``known`` are the stored nodes among the ids the commit names, ``frames`` the
-    stored frames among those, ``held`` the blobs that each frame (``frame:<id>``) of the commit needs already.
+    ``head`` is None before the first commit; ``known`` are the stored nodes among the ids the commit names, ``frames``
+    the stored frames among those, ``held`` the blobs that each frame (``frame:<id>``) of the commit needs already.
     """
 
     lane: LaneFacts | None

@@ -10,8 +10,12 @@ import msgspec
 from fastness.decide.limits import (
     check_batch_draft,
     check_budget,
+    check_claim_names,
+    check_completion,
     check_count,
+    check_fence,
     check_id,
+    check_ids,
     check_input_draft,
     check_optional_id,
     utf8_size,
@@ -39,7 +43,7 @@ MAX_TIMESTAMP_BYTES = 64
 
 
 class CheckpointInput(msgspec.Struct, frozen=True):
-    """A checkpoint ready to be stored: its manifest, the content that came with it, and what it carries by reference."""
+    """A checkpoint ready to be stored: its manifest, the content that came along, and what it carries by reference."""
 
     manifest: SessionCheckpoint
     manifest_ref: str
@@ -52,7 +56,7 @@ class CheckpointInput(msgspec.Struct, frozen=True):
 
 
 class CommitInput(msgspec.Struct, frozen=True):
-    """A commit with everything encoded. ``node_bodies`` and ``frame_bodies`` are in the order of the commit's values."""
+    """A commit with everything encoded; ``node_bodies`` and ``frame_bodies`` are in the order of its values."""
 
     commit: RuntimeCommit
     nodes: tuple[SessionNodeRecord, ...]
@@ -137,22 +141,33 @@ def _check_shape(commit: RuntimeCommit) -> None:
         values = getattr(commit, name)
         if not isinstance(values, tuple | list) or not all(isinstance(value, kinds) for value in values):
             raise InvalidInputError(f"commit.{name}", f"must be a tuple of {_names(kinds)}")
-    check_id("commit.session_id", commit.session_id)
-    if commit.expected_head_revision is not None:
-        check_count("commit.expected_head_revision", commit.expected_head_revision)
-    if commit.turn_commit is not None:
-        check_id("turn_commit.turn_id", commit.turn_commit.turn_id)
-        check_id("turn_commit.turn_commit_hash", commit.turn_commit.turn_commit_hash)
-    check_optional_id("commit.interrupted_turn_input_turn_id", commit.interrupted_turn_input_turn_id)
-    check_optional_id("commit.current_agent_frame_id", commit.current_agent_frame_id)
-    for attachment_id in commit.committed_attachment_ids:
-        check_id("commit.committed_attachment_ids", attachment_id)
     _check_graph(commit.graph)
+    _check_names(commit)
     for entry in commit.outbox:
         if isinstance(entry, OutboxInput):
             check_input_draft(entry.draft)
         else:
             check_batch_draft(entry.draft)
+
+
+def _check_names(commit: RuntimeCommit) -> None:
+    """Check what the commit names: session, revision, lease, stamp, claims, attachments."""
+    check_id("commit.session_id", commit.session_id)
+    if commit.expected_head_revision is not None:
+        check_count("commit.expected_head_revision", commit.expected_head_revision)
+    check_fence(commit.session_execution_lease)
+    if commit.release_session_execution_lease is not None:
+        check_completion(commit.release_session_execution_lease)
+    if commit.turn_commit is not None:
+        for field in commit.turn_commit.__struct_fields__:
+            check_id(f"turn_commit.{field}", getattr(commit.turn_commit, field))
+    check_optional_id("commit.interrupted_turn_input_turn_id", commit.interrupted_turn_input_turn_id)
+    check_optional_id("commit.current_agent_frame_id", commit.current_agent_frame_id)
+    for claim in commit.completed_turn_input_claims:
+        check_claim_names(claim.session_id, claim.claim_id, claim.fencing_token, claim.input_ids)
+    for work in commit.completed_queue_claims:
+        check_claim_names(work.session_id, work.claim_id, work.fencing_token, work.batch_ids)
+    check_ids("commit.committed_attachment_ids", commit.committed_attachment_ids)
 
 
 def _names(kinds: tuple[type, ...]) -> str:

@@ -91,8 +91,8 @@ def tombstone(
 ) -> Tombstoning:
     """Decide what tombstoning some nodes hides (law G5).
 
-    ``live`` are (seq, parent seq, node id) of every live node, in the order of seq. Unknown ids are ignored. A node whose
-    live child is not in the same call is refused by name: a branch goes whole.
+    ``live`` are (seq, parent seq, node id) of every live node, in the order of seq. Unknown ids are ignored. A node
+    whose live child is not in the same call is refused by name: a branch goes whole.
     """
     rows = list(live)
     ids = set(wanted)

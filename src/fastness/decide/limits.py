@@ -31,7 +31,9 @@ from fastness.model.queued_work import (
     Never,
     PayloadDefault,
     ProcessWake,
+    QueuedWorkBatch,
     QueuedWorkBatchDraft,
+    QueuedWorkClaim,
     QueuedWorkClaimBoundary,
     QueuedWorkPayload,
     SessionCommand,
@@ -53,11 +55,13 @@ from fastness.model.turn_input import (
     ByInputId,
     BySourceKey,
     NextTurn,
+    PendingTurnInput,
     PendingTurnInputCancelTarget,
     PendingTurnInputDraft,
     StructuredItem,
     TextItem,
     TurnInput,
+    TurnInputClaim,
     TurnInputIngress,
     TurnInputItem,
 )
@@ -155,10 +159,49 @@ def utf8_size(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode())
 
 
-def check_fence(fence: object) -> None:
+def check_fence(fence: SessionExecutionLeaseFence | None) -> None:
     """Refuse what is no fence. None passes: the lane's own check calls it a missing lease."""
     if fence is not None:
         check_type("fence", fence, SessionExecutionLeaseFence)
+        _check_proof("fence", fence)
+
+
+def _check_proof(what: str, shown: SessionExecutionLeaseFence | SessionExecutionLeaseCompletion) -> None:
+    check_id(f"{what}.session_id", shown.session_id)
+    check_owner(shown.owner)
+    check_id(f"{what}.lease_token", shown.lease_token)
+    check_count(f"{what}.fencing_token", shown.fencing_token)
+
+
+def check_ids(what: str, values: Sequence[str]) -> tuple[str, ...]:
+    """Take a series of ids or keys, and give it as a tuple."""
+    return tuple(check_id(what, value) for value in _series(what, values))
+
+
+def check_claim_names(session_id: str, claim_id: str, fencing_token: int, row_ids: Sequence[str]) -> None:
+    """Take what a claim or a completion says it is."""
+    check_id("claim.session_id", session_id)
+    check_id("claim.claim_id", claim_id)
+    check_count("claim.fencing_token", fencing_token)
+    check_ids("claim rows", row_ids)
+
+
+def check_input_claim(claim: TurnInputClaim) -> None:
+    """Take a claim of input back from its holder."""
+    check_type("claim", claim, TurnInputClaim)
+    for row in _series("claim.inputs", claim.inputs):
+        check_type("claim.inputs", row, PendingTurnInput)
+    shown = claim.completion()
+    check_claim_names(shown.session_id, shown.claim_id, shown.fencing_token, shown.input_ids)
+
+
+def check_work_claim(claim: QueuedWorkClaim) -> None:
+    """Take a claim of work back from its holder."""
+    check_type("claim", claim, QueuedWorkClaim)
+    for batch in _series("claim.batches", claim.batches):
+        check_type("claim.batches", batch, QueuedWorkBatch)
+    shown = claim.completion()
+    check_claim_names(shown.session_id, shown.claim_id, shown.fencing_token, shown.batch_ids)
 
 
 def check_checkpoint(what: str, value: object) -> None:
@@ -178,6 +221,15 @@ def check_cancel_target(target: PendingTurnInputCancelTarget) -> None:
         check_id("target.input_id", target.input_id)
     else:
         check_id("target.source_key", target.source_key)
+
+
+def check_cancel_targets(
+    targets: Sequence[PendingTurnInputCancelTarget],
+) -> tuple[PendingTurnInputCancelTarget, ...]:
+    """Take what a bulk cancel names."""
+    for target in _series("targets", targets):
+        check_cancel_target(target)
+    return tuple(targets)
 
 
 def check_input_draft(draft: PendingTurnInputDraft) -> None:
@@ -297,6 +349,7 @@ def check_owner(owner: LeaseOwnerIdentity) -> None:
 def check_completion(completion: SessionExecutionLeaseCompletion) -> None:
     """Take what releases a lane."""
     check_type("completion", completion, SessionExecutionLeaseCompletion)
+    _check_proof("completion", completion)
 
 
 def check_meta(meta: SessionMeta) -> None:

@@ -19,9 +19,9 @@ def reclaimable(
 ) -> tuple[str, ...]:
     """Give the ids whose bytes nobody needs, in the order asked for.
 
-    ``named`` are those that some intent or release names at all: what no manifest names is not ours to delete. ``marked``
-    are those that another sweep is at. A committed reference or an intent newer than the cut-off, of whichever session,
-    keeps the bytes. The cut-off is inclusive.
+    ``named`` are those that some intent or release names at all: what no manifest names is not ours to delete.
+    ``marked`` are those that another sweep is at. A committed reference or an intent newer than the cut-off, of
+    whichever session, keeps the bytes. The cut-off is inclusive.
     """
     kept = {hold.attachment_id for hold in holds if hold.committed or hold.recorded_ms > older_than_ms}
     seen: dict[str, None] = dict.fromkeys(wanted)

@@ -23,10 +23,11 @@ from fastness.engines.engine import Clock, system_clock
 from fastness.engines.sqlite_open import Settings
 from fastness.engines.sqlite_readers import Readers
 from fastness.engines.sqlite_run import BatchHook, Job
+from fastness.engines.sqlite_verify import verification
 from fastness.engines.sqlite_writer import Writer
 from fastness.errors import BackendError, HandleUnusableError
 from fastness.model.session import DurabilityTier
-from fastness.sql.program import Program, ProgramFactory, Read, Statement
+from fastness.sql.program import Program, ProgramFactory
 
 __all__ = ["BatchHook", "SqliteEngine"]
 
@@ -100,9 +101,9 @@ class SqliteEngine:
         return await future
 
     async def verify(self) -> list[str]:
-        """Let SQLite check the file: pages, indexes, types and foreign keys. An empty list means no fault."""
+        """Let SQLite check the file, and compare its schema with a fresh one. An empty list means no fault."""
         try:
-            return await self.read(_verification)
+            return await self.read(verification)
         except BackendError as error:
             if isinstance(error.__cause__, apsw.CorruptError | apsw.NotADBError):
                 return [error.detail]
@@ -157,13 +158,6 @@ def _other_loop() -> HandleUnusableError:
 
 def _nothing() -> Program[None]:
     yield from ()
-
-
-def _verification() -> Program[list[str]]:
-    pages, keys = yield Read(Statement("pragma integrity_check"), Statement("pragma foreign_key_check"))
-    findings = [text for (text,) in pages if text != "ok"]
-    findings += [f"{table} row {rowid} refers to a missing row of {parent}" for table, rowid, parent, _ in keys]
-    return findings
 
 
 def _resolve(loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:

@@ -87,7 +87,7 @@ def commit(target: Target, given: CommitInput, minted_ids: tuple[str, ...]) -> P
 
 
 def _lock_outbox_sessions(target: Target, given: RuntimeCommit) -> Program[None]:
-    """Lock the lanes of all sessions that the commit writes to, in the order of their ids, so that none can deadlock."""
+    """Lock the lanes of all sessions that the commit writes to, in the order of their ids: so none can deadlock."""
     ids = {entry.draft.session_id for entry in given.outbox} - {target.session_id}
     if ids:
         ids.add(target.session_id)
