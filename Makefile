@@ -12,9 +12,9 @@ help: ## show this help
 
 venv: $(READY) ## make the virtual environment with everything that development needs
 
-$(READY): pyproject.toml
+$(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 demo: $(READY) ## replay conversations in several processes, kill some, and see that nothing was lost (INPUT=file)

@@ -148,7 +148,7 @@ class Lab:
     async def assert_sound(self) -> None:
         """Let the store verify its whole database, and expect no finding."""
         report = await self.factory.check()
-        assert report.findings == ()
+        assert report.findings == (), f"the check found {report.findings}"
 
 
 def differences(before: Dump, after: Dump) -> dict[str, tuple[list[Row], list[Row]]]:

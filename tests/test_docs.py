@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 SNIPPET = re.compile(r"```python\n(.*?)```\n+```\n(.*?)```", re.DOTALL)
+CONSOLE = re.compile(r"```console\n(.*?)```", re.DOTALL)
+REAL = ROOT.parent / "shared" / "data" / "tau-bench-gpt-4o-airline.json"
 LINK = re.compile(r"\[[^\]]+\]\((?!https?://|#)([^)#]+)[^)]*\)")
 
 
@@ -32,6 +35,32 @@ def test_a_snippet_prints_what_the_document_says(code: str, output: str, tmp_pat
         [sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert (done.stdout, done.stderr, done.returncode) == (output, "", 0)
+
+
+def transcripts() -> list[str]:
+    """Every transcript of commands and what they print."""
+    return [block for path in DOCUMENTS for block in CONSOLE.findall(path.read_text(encoding="utf-8"))]
+
+
+def test_there_are_transcripts_to_replay() -> None:
+    """The README shows the command line at work."""
+    assert len(transcripts()) >= 2
+
+
+@pytest.mark.parametrize("transcript", transcripts())
+def test_a_transcript_prints_what_the_document_says(transcript: str, tmp_path: Path) -> None:
+    """The commands of a document, typed in order, print exactly what stands below them; … stands for anything."""
+    if REAL.name in transcript and not REAL.exists():
+        pytest.skip(f"{REAL.name} is not on this machine")
+    (tmp_path / "demo").symlink_to(ROOT / "demo")
+    (tmp_path / REAL.name).symlink_to(REAL)
+    for step in transcript.split("$ ")[1:]:
+        command, _, expected = step.partition("\n")
+        words = [str(Path(sys.executable).with_name("fastness")), *shlex.split(command)[1:]]
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+        pattern = ".*".join(map(re.escape, expected.split("…")))
+        assert re.fullmatch(pattern, done.stdout, re.DOTALL), f"{command}\n{done.stdout}{done.stderr}"
+        assert done.returncode == 0
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -27,6 +27,7 @@ from fastness.model import (
     ReplaceFull,
     RuntimeCommit,
     SessionGraph,
+    TurnInputCompletion,
     Unchanged,
 )
 from tests.builders import WHEN, append, content_id, intent, node, usage
@@ -226,8 +227,6 @@ class Machine(RuleBasedStateMachine):
     @rule(via=sessions, session_id=sessions, back=recent, key=keys, how=st.sampled_from(["one", "many", "suffix"]))
     def cancel_input(self, via: str, session_id: str, back: int, key: str | None, how: str) -> None:
         """Somebody takes something back."""
-        if how == "one":
-            session_id = self.of(self.inputs, back)[MODEL].session_id
         ids = {world: row.input_id for world, row in self.of(self.inputs, back).items()}
         if how == "one":
             self.on("cancel input", via, "cancel_pending_turn_input", session_id, ids)
@@ -239,6 +238,14 @@ class Machine(RuleBasedStateMachine):
         else:
             several = {world: [targets[world], by_key, ByInputId(ids[world])] for world in ids}
             self.on("cancel inputs", via, "cancel_pending_turn_inputs", session_id, several)
+
+    @precondition(lambda self: self.input_claims)
+    @rule(via=sessions, back=recent)
+    def cancel_claimed(self, via: str, back: int) -> None:
+        """Somebody takes back what was claimed, and is perhaps completed by now."""
+        claim = self.of(self.input_claims, back)
+        ids = {world: held.inputs[0].input_id for world, held in claim.items()}
+        self.on("cancel input", via, "cancel_pending_turn_input", claim[MODEL].session_id, ids)
 
     # --- work ---
 
@@ -381,13 +388,17 @@ class Machine(RuleBasedStateMachine):
         work = self.live_claims(self.work_claims, session_id)
         if fault == "claims":
             inputs, work = (inputs + self.input_claims[-1:]) or [], (work + self.work_claims[-1:]) or []
-        turn_id = data.draw(st.sampled_from([None, *TURNS])) if fault == "stamp" else f"turn {len(self.commits)}"
+        recorded = sorted(self.handle(session_id)[MODEL].session.receipts)
+        turn_id = data.draw(st.sampled_from([f"turn {len(self.commits)}", *TURNS, None]))
+        if fault == "stamp" and recorded:
+            turn_id = data.draw(st.sampled_from(recorded))
+        forged = (TurnInputCompletion(session_id, "nobody's", 1, ("x",)),) if fault == "claims" else ()
         releases = data.draw(st.booleans())
         lease = self.of([one for one in self.leases if one[MODEL].fence() == fence[MODEL]], 0)
         sent: Each = {}
         for world in fence:
             made = base.with_session_execution_lease(fence[world])
-            made = made.completing_turn_input_claims(tuple(claim[world] for claim in inputs))
+            made = made.completing_turn_input_claims((*(claim[world] for claim in inputs), *forged[: not inputs]))
             made = made.completing_queue_claims(tuple(claim[world] for claim in work))
             if releases:
                 made = made.releasing_session_execution_lease(lease[world].completion())

@@ -223,6 +223,19 @@ async def test_g4_replace_takes_the_place_of_everything(lab: Lab) -> None:
     await lab.assert_sound()
 
 
+async def test_g4_a_replacement_leaves_a_sound_database_beside_tombstones(lab: Lab) -> None:
+    """A tombstoned node whose parent was replaced waits for its vacuum: it keeps its id, and the check finds no fault."""
+    store = await tree(lab)
+    await store.tombstone_nodes(["c"])
+    await change(store, ReplaceFull(SessionGraph((node("b"),), "b")))
+    await lab.assert_sound()
+    lease = await lane(store)
+    await refused(lab, NodeIdCollisionError, store.commit_runtime_state(commit(lease, 5, node("c", "b"))))
+    assert (await store.vacuum()).removed_node_count == 1
+    await store.commit_runtime_state(commit(lease, 5, node("c", "b")))
+    await lab.assert_sound()
+
+
 async def test_g4_a_replacement_stands_on_its_own_nodes(lab: Lab) -> None:
     """Nothing of a replacement may hang on a node that it replaces."""
     store = await tree(lab)

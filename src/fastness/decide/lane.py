@@ -87,14 +87,19 @@ def require_live(lane: LaneFacts | None, session_id: str, fence: SessionExecutio
 def grant(lane: LaneFacts, owner: LeaseOwnerIdentity, lease_token: str, ttl_ms: int) -> SessionExecutionLease | None:
     """Decide a claim: the lease that the caller gets, or None while somebody else holds the lane.
 
-    The same incarnation re-enters with its fencing token (L2); any other grant draws the next one (L3).
+    The same incarnation re-enters with its fencing token, and its expiry never moves back (L2); any other grant draws
+    the next token (L3).
     """
-    reenters = lane.is_live and lane.owner is not None and same_incarnation(lane.owner, owner)
-    if lane.is_live and not reenters:
+    expires_ms = lane.now_ms + ttl_ms
+    if not lane.is_live:
+        token = lane.fencing_token + 1
+        return SessionExecutionLease(lane.session_id, owner, lease_token, token, lane.now_ms, expires_ms)
+    if lane.owner is None or not same_incarnation(lane.owner, owner):
         return None
-    token = lane.fencing_token if reenters else lane.fencing_token + 1
-    claimed_ms = lane.claimed_ms if reenters else lane.now_ms
-    return SessionExecutionLease(lane.session_id, owner, lease_token, token, claimed_ms, lane.now_ms + ttl_ms)
+    expires_ms = max(expires_ms, lane.expires_ms)
+    return SessionExecutionLease(
+        lane.session_id, owner, lease_token, lane.fencing_token, lane.claimed_ms, expires_ms
+    )
 
 
 def may_reclaim(lane: LaneFacts, observed: SessionExecutionLeaseFence, dead: LocalProcess | None) -> bool:
