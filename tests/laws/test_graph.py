@@ -224,7 +224,7 @@ async def test_g4_replace_takes_the_place_of_everything(lab: Lab) -> None:
 
 
 async def test_g4_a_replacement_leaves_a_sound_database_beside_tombstones(lab: Lab) -> None:
-    """A tombstoned node whose parent was replaced waits for its vacuum: it keeps its id, and the check finds no fault."""
+    """A tombstoned node whose parent was replaced keeps its id until its vacuum, and the check finds no fault."""
     store = await tree(lab)
     await store.tombstone_nodes(["c"])
     await change(store, ReplaceFull(SessionGraph((node("b"),), "b")))

@@ -155,7 +155,8 @@ class NodeAudit:
             return f"says that it is {node.body_id!r}"
         if node.agent_frame_id is not None and node.agent_frame_id not in self._frames:
             return f"names the frame {node.agent_frame_id!r}, which is missing"
-        return self._parent_fault(node)
+        # A replaced graph takes the parents of tombstoned nodes away; those only hold their ids.
+        return None if node.tombstoned else self._parent_fault(node)
 
     def _parent_fault(self, node: NodeFact) -> str | None:
         if node.parent_seq is None:
@@ -163,7 +164,7 @@ class NodeAudit:
         parent_id, parent_live = self._seen.get(node.parent_seq, (None, False))
         if parent_id is None or parent_id != node.body_parent_id:
             return f"has no such parent as {node.body_parent_id!r}"
-        if not node.tombstoned and not parent_live:
+        if not parent_live:
             return f"is live and hangs on the tombstoned node {parent_id!r}"
         return None
 

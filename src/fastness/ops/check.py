@@ -87,7 +87,7 @@ def check_next_session(after_sid: int) -> Program[SessionCheck | None]:
         head=head,
         log=LogFact(log_count, newest, *(last[0] if last else (None, None))),
         frames=frozenset(frame_id for (frame_id,) in frames),
-        needed=_needed(head, bodies),
+        needed=_needed(head),
         held=frozenset(ref for holder, ref, _ in held if holder == "head"),
         broken=frozenset(ref for ref, body in bodies.items() if body is None or sha256_hex(bytes(body)) != ref),
         rows=[_claim_fact("input", PendingTurnInputDraft, row) for row in inputs]
@@ -120,13 +120,12 @@ def _readable(kind: type[R], body: str | None) -> bool:
     return body is None or _read(kind, body) is not None
 
 
-def _needed(head: HeadFact | None, bodies: dict[str, bytes | None]) -> frozenset[str] | None:
-    """What the head's checkpoint needs; None where its manifest is missing or cannot be read."""
+def _needed(head: HeadFact | None) -> frozenset[str] | None:
+    """What the head's checkpoint needs; None where its manifest cannot be read or is not what its name says."""
     if head is None or head.checkpoint_ref is None:
         return frozenset()
-    body = bodies.get(head.checkpoint_ref)
-    manifest = _read(SessionCheckpoint, None if body is None else bytes(body))
-    if manifest is None or manifest != _read(SessionCheckpoint, head.checkpoint):
+    manifest = _read(SessionCheckpoint, head.checkpoint)
+    if head.checkpoint is None or manifest is None or sha256_hex(head.checkpoint.encode()) != head.checkpoint_ref:
         return None
     return frozenset((head.checkpoint_ref, *(ref.sha256 for ref in manifest.blob_refs())))
 

@@ -1,0 +1,108 @@
+"""Laws of the verification: every kind of damage is a finding of its own kind, and a sound database has none."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import apsw
+import pytest
+
+from fastness.persistence import (
+    AgentFrameRecord,
+    CheckReport,
+    SessionStoreCreateRequest,
+    SqliteSessionStoreFactory,
+    TokenLedgerEntry,
+    TokenUsage,
+)
+from tests.builders import checkpoint, lane, node, said, turn
+
+NOW = "2026-01-01T00:00:00Z"
+
+
+@pytest.fixture
+async def sound(tmp_path: Path) -> AsyncIterator[Path]:
+    """A database with two turns, a branch, a frame, a tombstone, a waiting input and a claimed one."""
+    path = tmp_path / "a.db"
+    async with SqliteSessionStoreFactory(path) as factory:
+        store = await factory.create_store(SessionStoreCreateRequest("s"))
+        await turn(
+            store,
+            node("a"),
+            node("b", "a"),
+            node("c", "b"),
+            checkpoint=checkpoint(1, tool_state=b"tools"),
+            usage_deltas=(TokenLedgerEntry("turn", "model", TokenUsage(1)),),
+            agent_frames=(AgentFrameRecord("f", NOW),),
+            current_agent_frame_id="f",
+        )
+        await store.tombstone_nodes(["c"])
+        await turn(store, node("d", "a"))
+        await store.enqueue_pending_turn_input(said("held", input_id="held"))
+        lease = await lane(store)
+        await store.claim_next_turn_inputs("s", lease.fence(), max_inputs=1)
+        await store.enqueue_pending_turn_input(said("waiting", input_id="waiting", key="k"))
+    yield path
+
+
+async def checked(path: Path) -> CheckReport:
+    """Verify a database."""
+    async with SqliteSessionStoreFactory(path) as factory:
+        return await factory.check()
+
+
+async def test_a_sound_database_has_no_findings(sound: Path) -> None:
+    """The report counts what is there, tombstoned nodes included, and finds nothing."""
+    report = await checked(sound)
+    assert report == CheckReport(
+        session_count=1,
+        node_count=4,
+        commit_count=3,
+        blob_count=2,
+        pending_input_count=2,
+        queued_batch_count=0,
+        findings=(),
+    )
+
+
+DAMAGE = [
+    ("update node set body = 'x' where node_id = 'b'", "graph", "node 'b' cannot be read"),
+    ("update node set node_id = 'z' where node_id = 'b'", "graph", "node 'z' says that it is 'b'"),
+    ("update node set parent_seq = null where node_id = 'b'", "graph", "node 'b' has lost its parent 'a'"),
+    ("delete from node where node_id = 'a'", "graph", "node 'b' has no such parent as 'a'"),
+    ("update node set tombstoned = 1 where node_id = 'a'", "graph", "is live and hangs on the tombstoned node 'a'"),
+    ("delete from node where node_id = 'b'", "counts", "the head counts 3 nodes, 2 are there"),
+    ("update head set leaf_node_id = 'c'", "graph", "the head's leaf 'c' is not there"),
+    ("update head set next_seq = 2", "counts", "the next node's place is taken"),
+    ("update head set agent_frame_id = 'nowhere'", "frames", "the head's frame 'nowhere' is missing"),
+    ("delete from head", "log", "there are 3 commits and no head"),
+    ("delete from commit_log where revision = 2", "log", "the head is at revision 3, the log has 2 rows up to 3"),
+    ("update commit_log set leaf_node_id = 'a' where revision = 3", "log", "the newest commit ends on another leaf"),
+    ("update blob set body = x'00'", "blob", "is missing or is not what its name says"),
+    ("update head set checkpoint = 'x'", "blob", "the checkpoint of the head cannot be read"),
+    ("delete from blob_holder where rowid = 1", "refs", "what the head's checkpoint needs and what is on record"),
+    ("update session set meta = '{}'", "record", "the metadata or configuration cannot be read"),
+    ("update turn_input set body = 'x'", "record", "input 'waiting' cannot be read"),
+    ("update lane set admission_seq = 1", "claims", "input 'waiting' has a place the lane has not given out yet"),
+    ("update lane set fencing_token = 1", "claims", "input 'held' was granted under a token the lane has not drawn"),
+    (
+        "insert into turn_input_evidence select sid, seq, 'other', 'k', 'completed', 0, 0, body from turn_input"
+        " where input_id = 'waiting'",
+        "claims",
+        "input 'waiting' waits and is settled at once",
+    ),
+    ("delete from lane", "lane", "the session has no lane"),
+    ("delete from session", "orphans", "table node has 4 rows of sessions that are gone"),
+]
+
+
+@pytest.mark.parametrize(("sql", "rule", "detail"), DAMAGE, ids=[sql for sql, _, _ in DAMAGE])
+async def test_damage_is_a_finding_of_its_kind(sound: Path, sql: str, rule: str, detail: str) -> None:
+    """One row that was altered behind the library's back is found, with the rule that it breaks."""
+    connection = apsw.Connection(str(sound))
+    connection.execute(sql)
+    assert connection.total_changes() >= 1
+    connection.close()
+    report = await checked(sound)
+    assert any(finding.rule == rule and detail in finding.detail for finding in report.findings), report.findings
