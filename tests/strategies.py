@@ -7,14 +7,17 @@ from hypothesis import strategies as st
 from fastness.model import (
     ActiveTurn,
     BlobRef,
+    CheckpointKind,
     Group,
     LeaseOwnerIdentity,
     LocalProcess,
+    MergeKey,
     Never,
     NextTurn,
     PayloadDefault,
     PendingTurnInputDraft,
     QueuedWorkBatchDraft,
+    QueuedWorkPayload,
     TurnInput,
 )
 from tests.builders import command, task
@@ -36,6 +39,9 @@ COMMIT_FAULTS = (
     "usage",
     "claims",
     "graph",
+    "graph",
+    "collision",
+    "collision",
     "blob",
     "attachment",
     "fence",
@@ -49,9 +55,17 @@ turns = st.sampled_from(TURNS)
 recent = st.sampled_from([0, 0, 0, 0, 1, 2, 5])
 keys = st.sampled_from([None, None, None, "k1", "k2"])
 few = st.integers(1, 3)
-boundaries = st.sampled_from(["after_work", "before_completion"])
+boundaries: st.SearchStrategy[CheckpointKind] = st.sampled_from(["after_work", "before_completion"])
 work_boundaries = st.sampled_from(["idle", "idle", "active_turn_checkpoint"])
-merges = st.sampled_from([Never(), PayloadDefault(), Group("g"), Group("g")])
+MERGES: tuple[MergeKey, ...] = (Never(), PayloadDefault(), Group("g"), Group("g"))
+PAYLOADS: tuple[tuple[QueuedWorkPayload, ...], ...] = (
+    (task(),),
+    (task(),),
+    (task("x"), task("y")),
+    (command(),),
+    (task(), command()),
+    (),
+)
 
 
 def one_class(draft: QueuedWorkBatchDraft) -> bool:
@@ -70,15 +84,12 @@ def input_drafts(draw: st.DrawFn) -> PendingTurnInputDraft:
 @st.composite
 def work_drafts(draw: st.DrawFn) -> QueuedWorkBatchDraft:
     """Work of all classes and policies, now and then mixed or empty, now and then for later."""
-    payloads = draw(
-        st.sampled_from([(task(),), (task(),), (task("x"), task("y")), (command(),), (task(), command()), ()])
-    )
     return QueuedWorkBatchDraft(
         draw(sessions),
         draw(st.sampled_from(["earliest_safe_boundary", "earliest_safe_boundary", "after_current_turn_commit"])),
         draw(st.sampled_from(["join", "join", "exclusive"])),
-        payloads,
-        draw(merges),
+        draw(st.sampled_from(PAYLOADS)),
+        draw(st.sampled_from(MERGES)),
         draw(keys),
         draw(st.sampled_from([0, 0, 0, 1_700_000_020_000])),
     )
@@ -107,6 +118,6 @@ commit of Append|commit of Unchanged|commit of ReplaceFull|commit replayed
 load: PersistedSessionRead|load: NoneType|load: GraphInvalidError|load: SessionDeletedError
 load node: SessionNodeRecord|load head: SessionHeadMeta|record intent: NoneType|commit refs: NoneType
 commit refs: AttachmentNotInManifestError|holds ref: bool|forget: NoneType
-tombstone: NoneType|tombstone: GraphInvalidError|tombstone: SessionDeletedError|vacuum: VacuumReport|collect: GcReport
+tombstone: NoneType|tombstone: GraphInvalidError|vacuum: VacuumReport|collect: GcReport
 """
 """What has to have happened at least once in a run, for the run to mean anything."""

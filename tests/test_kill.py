@@ -82,8 +82,8 @@ class Nursery:
         assert self.process.stdout is not None
         self.process.stdin.close()
         for line in self.process.stdout:
-            what, pid, session_id, text = line.decode().split()
-            self.heard.append((what, int(pid), session_id, text))
+            what, speaker, session_id, text = line.decode().split()
+            self.heard.append((what, int(speaker), session_id, text))
         self.process.stdout.close()
         assert self.process.wait(timeout=60) == 0
 

@@ -11,6 +11,7 @@ import inspect
 import tempfile
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -142,18 +143,22 @@ class Worlds:
         """Compare the whole state of every session, and let the stores verify themselves."""
         for session_id in sorted(self.model.sessions):
             handle = self.create(session_id)
-            for name, read in {
-                "full graph": lambda store: store.load_session(FullGraph()),
-                "head": lambda store: store.load_head(),
-                "inputs": lambda store, of=session_id: store.list_pending_turn_inputs(of),
-                "work": lambda store, of=session_id: store.list_queued_work(of),
-            }.items():
-                self.call(f"final {name}", lambda world, read=read, handle=handle: read(handle[world]))  # type: ignore[misc]
+            reads: dict[str, tuple[Any, ...]] = {
+                "load_session": (FullGraph(),),
+                "load_head": (),
+                "list_pending_turn_inputs": (session_id,),
+                "list_queued_work": (session_id,),
+            }
+            for name, arguments in reads.items():
+                self.call(f"final {name}", partial(self._read, handle, name, arguments))
         for world in self.worlds.values():
             if world.name != MODEL:
                 report = self.run(lambda world=world: world.factory.check())  # type: ignore[misc]
                 if report.findings:
                     raise MismatchError(f"{world.name}: the check found {report.findings}")
+
+    def _read(self, handle: Each, name: str, arguments: tuple[Any, ...], world: str) -> Any:
+        return getattr(handle[world], name)(*arguments)
 
     def close(self) -> None:
         """Let go of files and loop."""

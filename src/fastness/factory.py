@@ -15,7 +15,7 @@ from typing import Literal, Self
 
 from fastness.decide import limits
 from fastness.engines.engine import Clock, Engine, system_clock
-from fastness.engines.sqlite import BatchHook, SqliteEngine
+from fastness.engines.sqlite import BatchHook, SqliteEngine, check_path
 from fastness.errors import DatabaseOpenError, InvalidInputError
 from fastness.liveness import is_dead as process_is_dead
 from fastness.model import (
@@ -58,6 +58,7 @@ class EngineSessionStoreFactory:
     async def create_store(self, request: SessionStoreCreateRequest) -> SessionStore:
         """Open a session, which is made if it is not there; what was known of it is never overwritten (law M3)."""
         limits.check_create_request(request)
+        limits.check_size(request, self._options.commit_budget_bytes)
         sid = await self.engine.write(lambda: directory.create(request))
         return SessionStore(self.engine, request.session_id, sid, self._options)
 
@@ -202,6 +203,7 @@ def open_database(url: str, *, existing_only: bool = False) -> EngineSessionStor
     scheme, mark, path = url.partition(":///")
     if scheme != "sqlite" or not mark or not path or "\0" in path:
         raise InvalidInputError("database", "must be sqlite:///relative/path, sqlite:////absolute/path or memory:")
+    check_path(path)
     if existing_only and not Path(path).exists():
         raise DatabaseOpenError(f"there is no database at {path!r}", "name one that exists, or import something first")
     return SqliteSessionStoreFactory(path)

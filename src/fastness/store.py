@@ -102,6 +102,7 @@ class SessionStore:
 
     async def load_session(self, scope: SessionReadScope) -> PersistedSessionRead | None:
         """Load the settled state, None before the first commit (laws G2, G3)."""
+        limits.check_scope(scope)
         target = await self._bound()
         return await self._engine.read(lambda: load.load_session(target, scope))
 
@@ -124,6 +125,7 @@ class SessionStore:
     async def save_session_meta(self, meta: SessionMeta) -> None:
         """Describe the session anew."""
         limits.check_meta(meta)
+        limits.check_size(meta, self._options.commit_budget_bytes)
         if meta.session_id != self.session_id:
             raise SessionBindingMismatchError(self.session_id, meta.session_id)
         target = await self._bound()
@@ -134,6 +136,8 @@ class SessionStore:
         given = prepare(commit, self._options.commit_budget_bytes)
         target = await self._bound()
         if target.sid is None:
+            if commit.session_id != self.session_id:
+                raise SessionBindingMismatchError(self.session_id, commit.session_id)
             raise LeaseExpiredError(self.session_id, None, "unknown")
         minted = tuple(_token() for _ in commit.outbox)
         return await self._engine.write(lambda: settle(target, given, minted))
@@ -345,6 +349,7 @@ class SessionStore:
         """Record that bytes are about to be put; waits while a sweep is at the same content (law A4)."""
         limits.check_type("intent", intent, AttachmentIntent)
         limits.check_attachment_ref("intent.reference", intent.reference)
+        limits.check_size(intent, self._options.commit_budget_bytes)
         target = await self._target(intent.session_id)
         loop = asyncio.get_running_loop()
         started = loop.time()
@@ -383,7 +388,7 @@ class SessionStore:
 
     async def finish_reclaim(self, grant: AttachmentReclaimGrant) -> int:
         """Forget what was swept. Gives how many contents the sweep still had marked."""
-        limits.check_type("grant", grant, AttachmentReclaimGrant)
+        limits.check_grant(grant)
         return await self._engine.write(lambda: manifest.finish_reclaim(grant))
 
     async def forget(self, session_id: str, attachment_id: str) -> None:

@@ -142,5 +142,6 @@ def test_what_is_no_draft_is_refused() -> None:
     with pytest.raises(InvalidInputError):
         limits.check_cancel_target("x")  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError):
-        limits.check_fence("x")
-    limits.check_fence(None)
+        limits.check_fence("x")  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError):
+        limits.check_fence(None)  # type: ignore[arg-type]

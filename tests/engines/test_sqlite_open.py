@@ -20,6 +20,7 @@ from fastness.errors import (
     DatabaseFullError,
     DatabaseOpenError,
     DatabaseReadOnlyError,
+    InvalidInputError,
     StoreError,
 )
 from fastness.sql.schema import SESSION_TABLES
@@ -86,7 +87,7 @@ async def test_the_connections_are_set_up_for_durability(path: Path) -> None:
         engine = SqliteEngine(path, synchronous=wanted)  # type: ignore[arg-type]
         assert await engine.write(query(pragmas)) == [(answer, 1)]
         await engine.close()
-    with pytest.raises(ValueError, match="'full' or 'normal'"):
+    with pytest.raises(InvalidInputError, match="'full' or 'normal'"):
         SqliteEngine(path, synchronous="off")  # type: ignore[arg-type]
 
 

@@ -28,7 +28,7 @@ from fastness.model import (
     ToolCallResponsePart,
     UriPart,
 )
-from fastness.model.base import decode_record, encode_checked
+from fastness.model.base import checked, decode_record
 from fastness.model.transcript import message_node
 
 REAL = Path(__file__).parents[3] / "shared/data/tau-bench-gpt-4o-airline.json"
@@ -41,7 +41,7 @@ def ordered(data: bytes) -> Any:
 
 def stored(message: Message) -> Message:
     """Give the message after a trip through a stored node, refusing one that cannot be stored."""
-    body = encode_checked(message_node("n", None, "2025-01-01T00:00:00Z", message))
+    _, body = checked(SessionNodeRecord, message_node("n", None, "2025-01-01T00:00:00Z", message))
     found = decode_record(SessionNodeRecord, body).message
     assert found is not None
     return found

@@ -77,6 +77,13 @@ async def test_l2_the_same_incarnation_reenters_with_its_fencing_token(lab: Lab)
     assert (await lane(store, owner("alice", "alice-1", HERE))).fencing_token == 1
 
 
+async def test_l2_reentry_never_shortens_the_lease(lab: Lab) -> None:
+    """Who comes back and asks for less keeps what it had."""
+    store = await lab.store()
+    await lane(store)
+    assert (await lane(store, ttl_ms=1)).expires_at_epoch_ms == START_MS + 30_000
+
+
 async def test_l2_reentry_supersedes_fence_and_completion_of_the_entry_before(lab: Lab) -> None:
     """The old fence renews and commits nothing, the old completion releases nothing."""
     store = await lab.store()

@@ -38,13 +38,14 @@ async def test_a2_an_intent_is_recorded_per_session_and_content(lab: Lab) -> Non
 
 
 async def test_a2_a_commit_stamps_the_intents_that_it_names(lab: Lab) -> None:
-    """After the commit the content is held and no longer uncommitted; what it does not name stays an intent."""
+    """After it the content is no longer uncommitted; what it does not name, and what others named, stays an intent."""
     store = await lab.store()
     await store.record_intent(intent(A))
     await store.record_intent(intent(B))
+    await store.record_intent(intent(A, session_id="other"))
     await turn(store, *chain("a"), committed_attachment_ids=(A,))
     async for handle in lab.handles(store):
-        assert await uncommitted(handle, START_MS) == [("s", B, "intent")]
+        assert await uncommitted(handle, START_MS) == [("other", A, "intent"), ("s", B, "intent")]
         assert await handle.holds_ref("s", A) is True
 
 
@@ -65,9 +66,10 @@ async def test_a2_references_can_be_committed_out_of_band(lab: Lab) -> None:
     await store.record_intent(intent(A))
     await refused(lab, AttachmentNotInManifestError, store.commit_refs("s", [A, B]))
     await refused(lab, AttachmentNotInManifestError, store.commit_refs("no such session", [A]))
+    await store.record_intent(intent(A, session_id="other"))
     await store.commit_refs("s", [A])
     await store.commit_refs("s", [A])
-    assert await uncommitted(await lab.reopen(), START_MS) == []
+    assert await uncommitted(await lab.reopen(), START_MS) == [("other", A, "intent")]
 
 
 async def test_a2_an_intent_for_committed_content_changes_nothing(lab: Lab) -> None:

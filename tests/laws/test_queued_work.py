@@ -249,7 +249,7 @@ async def test_w5_an_exact_claim_never_skips_earlier_work(lab: Lab) -> None:
         got = await store.claim_ready_queued_work_by_batch_ids(
             "s",
             lease.fence(),
-            boundary=boundary,  # type: ignore[arg-type]
+            boundary=boundary,
             batch_ids=[second],
         )
         assert got is None

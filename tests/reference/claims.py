@@ -70,12 +70,12 @@ class ReferenceClaims:
         if lease is not None and self._live_token(session):
             if (lease.owner.owner_id, lease.owner.incarnation_id) != (owner.owner_id, owner.incarnation_id):
                 return m.Busy(lease)
-            claimed_ms = lease.claimed_at_epoch_ms
+            claimed_ms, expires_ms = lease.claimed_at_epoch_ms, max(lease.expires_at_epoch_ms, now + ttl_ms)
         else:
             session.fencing_token += 1
-            claimed_ms = now
+            claimed_ms, expires_ms = now, now + ttl_ms
         session.lease = m.SessionExecutionLease(
-            session_id, owner, self.factory.mint(), session.fencing_token, claimed_ms, now + ttl_ms
+            session_id, owner, self.factory.mint(), session.fencing_token, claimed_ms, expires_ms
         )
         return m.Acquired(session.lease)
 
@@ -192,7 +192,7 @@ class ReferenceClaims:
         session = self._require_live(self._find(session_id), session_id, fence)
 
         def wanted(row: Row) -> bool:
-            return row.turn_id == turn_id and row.boundary in {"after_work", checkpoint}
+            return bool(row.turn_id == turn_id and row.boundary in {"after_work", checkpoint})
 
         return self._claim_inputs(session, max_inputs, wanted, wanted, "accepted")
 
@@ -203,7 +203,7 @@ class ReferenceClaims:
         session = self._require_live(self._find(session_id), session_id, fence)
 
         def free(row: Row) -> bool:
-            return self._input_state(session, row) == "deferred_next_turn"
+            return bool(self._input_state(session, row) == "deferred_next_turn")
 
         def earlier(row: Row) -> bool:
             return row.turn_id is None

@@ -291,11 +291,10 @@ class ReferenceStore(ReferenceClaims):
     def commit_refs(self, session_id: str, attachment_ids: Sequence[str]) -> None:
         """A2, out of band."""
         session = self._find(session_id)
-        for attachment_id in attachment_ids:
-            if session is None or attachment_id not in session.attachments:
-                raise RefusedError("AttachmentNotInManifestError")
-        for attachment_id in attachment_ids if session is not None else ():
-            session.attachments[attachment_id] = "committed"
+        held = {} if session is None else session.attachments
+        if any(attachment_id not in held for attachment_id in attachment_ids):
+            raise RefusedError("AttachmentNotInManifestError")
+        held.update(dict.fromkeys(attachment_ids, "committed"))
 
     def holds_ref(self, session_id: str, attachment_id: str) -> bool:
         """A3."""

@@ -60,8 +60,9 @@ class ClaimFact(msgspec.Struct, frozen=True):
 class SessionFacts(msgspec.Struct, frozen=True):
     """All rows of one session, from one snapshot.
 
-    ``needed`` are the blobs that the head's checkpoint needs (None where it cannot be read), ``held`` those on record
-    as held, ``broken`` those of them that are missing or whose bytes are not what their name says.
+    ``needed`` are the blobs that the checkpoint of each holder (the head, a frame) needs, None where it cannot be read;
+    ``held`` those on record as held by it; ``broken`` those that are missing or whose bytes are not what their name
+    says.
     """
 
     session_id: str
@@ -70,8 +71,8 @@ class SessionFacts(msgspec.Struct, frozen=True):
     head: HeadFact | None
     log: LogFact
     frames: frozenset[str]
-    needed: frozenset[str] | None
-    held: frozenset[str]
+    needed: Mapping[str, frozenset[str] | None]
+    held: Mapping[str, frozenset[str]]
     broken: frozenset[str]
     rows: Sequence[ClaimFact]
 
@@ -89,11 +90,13 @@ def session_findings(facts: SessionFacts) -> Iterator[CheckFinding]:
     yield from _log_findings(facts)
     for ref in sorted(facts.broken):
         yield finding("blob", f"blob {ref} is missing or is not what its name says")
-    if facts.needed is None:
-        yield finding("blob", "the checkpoint of the head cannot be read, or is not the one that its reference names")
-    elif facts.needed != facts.held:
-        differ = ", ".join(sorted(facts.needed ^ facts.held))
-        yield finding("refs", f"what the head's checkpoint needs and what is on record as held differ: {differ}")
+    for holder in sorted({*facts.needed, *facts.held}):
+        needed, held = facts.needed.get(holder, frozenset()), facts.held.get(holder, frozenset())
+        if needed is None:
+            yield finding("blob", f"the checkpoint of {holder} cannot be read, or is not what its name says")
+        elif needed != held:
+            differ = ", ".join(sorted(needed ^ held))
+            yield finding("refs", f"what the checkpoint of {holder} needs and what is held for it differ: {differ}")
     for row in facts.rows:
         yield from _row_findings(facts, row)
 

@@ -22,13 +22,27 @@ from fastness.errors import (
 from fastness.model.checkpoint import BlobRef, SessionCheckpoint, TokenUsage
 from fastness.model.commit import RuntimeCommit, RuntimeCommitResult, RuntimeTurnCommitStamp
 from fastness.model.graph import ReplaceFull
+from fastness.model.session import AgentFrameRecord
+
+HEAD = "head"
+"""The holder of what the head's checkpoint needs."""
+
+
+def frame_holder(frame_id: str) -> str:
+    """Name the holder of what a frame's checkpoint needs."""
+    return f"frame:{frame_id}"
 
 
 class Receipt(msgspec.Struct, frozen=True):
-    """What the turn id of the stamp was settled as."""
+    """What the turn id of the stamp was settled as.
+
+    ``changed_frames`` are the frames that existed and were changed. The hash cannot tell a changed frame from a new
+    one, whose id is minted anew by each run, so these are compared by name.
+    """
 
     turn_hash: str
     result: RuntimeCommitResult
+    changed_frames: frozenset[str]
 
 
 class HeadFacts(msgspec.Struct, frozen=True):
@@ -54,7 +68,8 @@ class CommitFacts(msgspec.Struct, frozen=True):
     """What the database says about a commit, read after the lane was locked.
 
     ``head`` is None before the first commit; ``known`` are the stored nodes among the ids the commit names, ``frames``
-    the stored frames among those, ``held`` the blobs that each frame (``frame:<id>``) of the commit needs already.
+    the stored frames among those with the checkpoint that each started from, ``held`` the blobs that each frame of the
+    commit needs already, by holder.
     """
 
     lane: LaneFacts | None
@@ -62,7 +77,7 @@ class CommitFacts(msgspec.Struct, frozen=True):
     head: HeadFacts | None
     initial_config_body: str | None
     known: Mapping[str, KnownNode]
-    frames: frozenset[str]
+    frames: Mapping[str, BlobRef | None]
     held: Mapping[str, frozenset[str]]
     usage: Mapping[tuple[str, str], TokenUsage]
     input_rows: Sequence[turn_input.HeldInput]
@@ -78,7 +93,7 @@ class Replay(msgspec.Struct, frozen=True):
 
 
 class Settlement(msgspec.Struct, frozen=True):
-    """Everything that a commit writes."""
+    """Everything that a commit writes. Blobs gained and dropped are pairs of holder and ref."""
 
     lane: LaneFacts
     result: RuntimeCommitResult
@@ -90,9 +105,9 @@ class Settlement(msgspec.Struct, frozen=True):
     config_body: str
     agent_frame_id: str | None
     checkpoint: SessionCheckpoint | None
-    blobs_gained: tuple[str, ...]
-    blobs_dropped: tuple[str, ...]
-    frame_blobs: Mapping[str, frozenset[str]]
+    blobs_gained: Sequence[tuple[str, str]]
+    blobs_dropped: Sequence[tuple[str, str]]
+    changed_frames: Sequence[str]
     usage: Mapping[tuple[str, str], TokenUsage]
     releases: bool
 
@@ -126,7 +141,8 @@ def _replay(commit: RuntimeCommit, stamp: RuntimeTurnCommitStamp, facts: CommitF
     receipt = facts.receipt
     if receipt is None:
         return None
-    if receipt.turn_hash != stamp.turn_commit_hash:
+    same_frames = receipt.changed_frames <= {frame.frame_id for frame in commit.agent_frames}
+    if receipt.turn_hash != stamp.turn_commit_hash or not same_frames:
         raise TurnCommitConflictError(commit.session_id, stamp.turn_id, receipt.turn_hash, stamp.turn_commit_hash)
     return Replay(msgspec.structs.replace(receipt.result, replayed=True), _releases(commit, facts.lane))
 
@@ -149,8 +165,7 @@ def _settlement(given: CommitInput, facts: CommitFacts, lane: LaneFacts, head: H
         replaces=replaces,
     )
     _require_frames(given, facts.frames)
-    gained, dropped = _head_blobs(commit.session_id, given.checkpoint, head.held())
-    frame_blobs = _frame_blobs(given, facts, head)
+    gained, dropped = _blobs(given, facts, head)
     for attachment_id in commit.committed_attachment_ids:
         if attachment_id not in facts.manifest:
             raise AttachmentNotInManifestError(commit.session_id, attachment_id)
@@ -179,44 +194,58 @@ def _settlement(given: CommitInput, facts: CommitFacts, lane: LaneFacts, head: H
         checkpoint=given.checkpoint.manifest if given.checkpoint else head.checkpoint,
         blobs_gained=gained,
         blobs_dropped=dropped,
-        frame_blobs=frame_blobs,
+        changed_frames=[frame.frame_id for frame in commit.agent_frames if frame.frame_id in facts.frames],
         usage=usage,
         releases=_releases(commit, lane),
     )
 
 
-def _require_frames(given: CommitInput, stored: frozenset[str]) -> None:
+def _require_frames(given: CommitInput, stored: Mapping[str, BlobRef | None]) -> None:
+    brought = {frame.frame_id for frame in given.commit.agent_frames}
     for frame_id in given.frame_ids_to_look_up():
-        if frame_id not in stored:
+        if frame_id not in stored and frame_id not in brought:
             detail = f"frame {frame_id!r} is not there; bring it along in agent_frames"
             raise GraphInvalidError(given.commit.session_id, "unknown_frame", frame_id, detail)
 
 
-def _head_blobs(
-    session_id: str, checkpoint: CheckpointInput | None, held: frozenset[str]
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Which blobs the head gains and drops. A session may carry by reference only what its head holds (law A3)."""
-    if checkpoint is None:
-        return (), ()
+def _blobs(
+    given: CommitInput, facts: CommitFacts, head: HeadFacts
+) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Which blobs the head and the frames of the commit gain and drop, as (holder, ref)."""
+    gained: list[tuple[str, str]] = []
+    dropped: list[tuple[str, str]] = []
+
+    def change(holder: str, held: frozenset[str], wanted: frozenset[str]) -> None:
+        gained.extend((holder, ref) for ref in sorted(wanted - held))
+        dropped.extend((holder, ref) for ref in sorted(held - wanted))
+
+    if given.checkpoint is not None:
+        _require_held(given.commit.session_id, given.checkpoint, head.held())
+        change(HEAD, head.held(), given.checkpoint.refs())
+    for frame in given.commit.agent_frames:
+        holder = frame_holder(frame.frame_id)
+        held = facts.held.get(holder, frozenset())
+        change(holder, held, _frame_needs(given, facts, head, frame, held))
+    return gained, dropped
+
+
+def _require_held(session_id: str, checkpoint: CheckpointInput, held: frozenset[str]) -> None:
+    """A session may carry by reference only what its head holds (law A3)."""
     for ref in checkpoint.carried:
         if ref not in held and ref not in checkpoint.contents:
             raise UnknownBlobRefError(session_id, ref)
-    wanted = checkpoint.refs()
-    return tuple(sorted(wanted - held)), tuple(sorted(held - wanted))
 
 
-def _frame_blobs(given: CommitInput, facts: CommitFacts, head: HeadFacts) -> dict[str, frozenset[str]]:
-    """Which blobs each frame of the commit keeps: those of the checkpoint that it started from."""
-    kept: dict[str, frozenset[str]] = {}
-    for frame in given.commit.agent_frames:
-        if frame.checkpoint_ref is None:
-            continue
-        ref = frame.checkpoint_ref.sha256
-        holder = f"frame:{frame.frame_id}"
-        if given.checkpoint is not None and ref == given.checkpoint.manifest_ref:
-            kept[holder] = given.checkpoint.refs()
-        elif ref == head.checkpoint_ref:
-            kept[holder] = head.held()
-        elif ref not in facts.held.get(holder, frozenset()):
-            raise UnknownBlobRefError(given.commit.session_id, ref)
-    return kept
+def _frame_needs(
+    given: CommitInput, facts: CommitFacts, head: HeadFacts, frame: AgentFrameRecord, held: frozenset[str]
+) -> frozenset[str]:
+    """What a frame needs: the checkpoint that it started from. It may name this commit's, the head's, or its own."""
+    if frame.checkpoint_ref is None:
+        return frozenset()
+    if given.checkpoint is not None and frame.checkpoint_ref.sha256 == given.checkpoint.manifest_ref:
+        return given.checkpoint.refs()
+    if frame.checkpoint_ref.sha256 == head.checkpoint_ref:
+        return head.held()
+    if frame.checkpoint_ref == facts.frames.get(frame.frame_id):
+        return held
+    raise UnknownBlobRefError(given.commit.session_id, frame.checkpoint_ref.sha256)

@@ -18,10 +18,11 @@ from fastness.decide.limits import (
     check_ids,
     check_input_draft,
     check_optional_id,
+    check_type,
     utf8_size,
 )
 from fastness.errors import InvalidInputError
-from fastness.model.base import encode, encode_checked, sha256_hex
+from fastness.model.base import checked, encode, sha256_hex
 from fastness.model.checkpoint import (
     BlobRef,
     HydratedSessionCheckpoint,
@@ -35,7 +36,7 @@ from fastness.model.graph import Append, ReplaceFull, SessionGraph, Unchanged
 from fastness.model.lease import SessionExecutionLeaseCompletion, SessionExecutionLeaseFence
 from fastness.model.queued_work import QueuedWorkCompletion
 from fastness.model.session import AgentFrameRecord, PersistedSessionConfig
-from fastness.model.transcript import SessionNodeRecord
+from fastness.model.transcript import Message, SessionNodeRecord
 from fastness.model.turn_hash import introduced_nodes, leaf_of
 from fastness.model.turn_input import TurnInputCompletion
 
@@ -77,11 +78,11 @@ class CommitInput(msgspec.Struct, frozen=True):
         return list(ids)
 
     def frame_ids_to_look_up(self) -> list[str]:
-        """The frames that this commit refers to and does not bring along."""
+        """The frames that this commit refers to or brings along."""
         ids = {node.agent_frame_id for node in self.nodes}
         ids.add(self.commit.current_agent_frame_id)
-        ids.update(frame.previous_frame_id for frame in self.commit.agent_frames)
-        ids -= {frame.frame_id for frame in self.commit.agent_frames}
+        for frame in self.commit.agent_frames:
+            ids.update((frame.frame_id, frame.previous_frame_id))
         return [frame_id for frame_id in ids if frame_id is not None]
 
 
@@ -93,11 +94,13 @@ def prepare(commit: RuntimeCommit, budget_bytes: int) -> CommitInput:
         _check_node(node)
     for frame in commit.agent_frames:
         _check_frame(frame)
-    node_bodies = [encode_checked(node) for node in nodes]
-    frame_bodies = [encode_checked(frame) for frame in commit.agent_frames]
+    node_bodies = [checked(SessionNodeRecord, node)[1] for node in nodes]
+    frame_bodies = [checked(AgentFrameRecord, frame)[1] for frame in commit.agent_frames]
     checkpoint = None if commit.checkpoint is None else _checkpoint(commit.checkpoint)
     size = sum(map(utf8_size, node_bodies)) + sum(map(utf8_size, frame_bodies))
     size += sum(len(encode(entry)) for entry in commit.outbox)
+    config_body = None if commit.config is None else checked(PersistedSessionConfig, commit.config)[1]
+    size += utf8_size(config_body or "")
     if checkpoint is not None:
         size += sum(map(len, checkpoint.contents.values()))
     check_budget(size, budget_bytes)
@@ -106,7 +109,7 @@ def prepare(commit: RuntimeCommit, budget_bytes: int) -> CommitInput:
         nodes,
         node_bodies,
         leaf_of(commit.graph),
-        None if commit.config is None else encode_checked(commit.config),
+        config_body,
         frame_bodies,
         checkpoint,
         _usage(commit.usage_deltas),
@@ -155,7 +158,8 @@ def _check_names(commit: RuntimeCommit) -> None:
     check_id("commit.session_id", commit.session_id)
     if commit.expected_head_revision is not None:
         check_count("commit.expected_head_revision", commit.expected_head_revision)
-    check_fence(commit.session_execution_lease)
+    if commit.session_execution_lease is not None:  # without one, the lane's own rule speaks
+        check_fence(commit.session_execution_lease)
     if commit.release_session_execution_lease is not None:
         check_completion(commit.release_session_execution_lease)
     if commit.turn_commit is not None:
@@ -191,6 +195,7 @@ def _check_node(node: SessionNodeRecord) -> None:
     _check_timestamp("node.timestamp", node.timestamp)
     message = node.message
     if message is not None:
+        check_type("message", message, Message)
         check_id("message.id", message.id)
 
 
@@ -215,6 +220,7 @@ def _usage(deltas: tuple[TokenLedgerEntry, ...]) -> dict[tuple[str, str], TokenU
         _check_usage("usage", entry.usage)
         key = (entry.source, entry.model)
         total[key] = total[key] + entry.usage if key in total else entry.usage
+    check_usage_totals(total)
     return total
 
 
@@ -247,7 +253,7 @@ def _checkpoint(hydrated: HydratedSessionCheckpoint) -> CheckpointInput:
         _part("plugin_snapshot", hydrated.plugin_snapshot, contents, carried),
         _part("execution_state", hydrated.execution_state, contents, carried),
     )
-    body = encode_checked(manifest).encode()
+    body = checked(SessionCheckpoint, manifest)[1].encode()
     manifest_ref = sha256_hex(body)
     contents[manifest_ref] = body
     return CheckpointInput(manifest, manifest_ref, contents, tuple(carried))

@@ -97,9 +97,7 @@ def grant(lane: LaneFacts, owner: LeaseOwnerIdentity, lease_token: str, ttl_ms: 
     if lane.owner is None or not same_incarnation(lane.owner, owner):
         return None
     expires_ms = max(expires_ms, lane.expires_ms)
-    return SessionExecutionLease(
-        lane.session_id, owner, lease_token, lane.fencing_token, lane.claimed_ms, expires_ms
-    )
+    return SessionExecutionLease(lane.session_id, owner, lease_token, lane.fencing_token, lane.claimed_ms, expires_ms)
 
 
 def may_reclaim(lane: LaneFacts, observed: SessionExecutionLeaseFence, dead: LocalProcess | None) -> bool:

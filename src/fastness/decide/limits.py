@@ -8,6 +8,7 @@ be long and may contain NUL. Nothing here knows what the database holds.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, TypeVar, get_args
 
@@ -15,7 +16,7 @@ import msgspec
 
 from fastness.decide.queued_work import class_of
 from fastness.errors import InvalidInputError
-from fastness.model.attachments import AttachmentRef
+from fastness.model.attachments import AttachmentReclaimGrant, AttachmentRef
 from fastness.model.base import Value, encode
 from fastness.model.checkpoint import CheckpointKind
 from fastness.model.lease import (
@@ -41,11 +42,13 @@ from fastness.model.queued_work import (
     Task,
 )
 from fastness.model.session import (
+    ActivePath,
     Child,
     PersistedSessionConfig,
     Root,
     SessionFilter,
     SessionMeta,
+    SessionReadScope,
     SessionRelation,
     SessionStoreCreateRequest,
 )
@@ -80,6 +83,8 @@ DEFAULT_COMMIT_BUDGET_BYTES = 64 * 1024 * 1024
 
 T = TypeVar("T")
 
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
 
 def check_type(what: str, value: object, *kinds: type[Any]) -> None:
     """Refuse a value that is of none of these classes."""
@@ -99,7 +104,7 @@ def check_text(what: str, value: object) -> str:
 
 def check_id(what: str, value: object) -> str:
     """Take an id or a key: 1 to 512 bytes of UTF-8 without NUL."""
-    if not isinstance(value, str):
+    if type(value) is not str:  # a subclass may not be what it looks like
         raise InvalidInputError(what, f"must be text, not {type(value).__name__}")
     size = len(value) if value.isascii() else len(_utf8(what, value))
     if not size:
@@ -159,11 +164,10 @@ def utf8_size(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode())
 
 
-def check_fence(fence: SessionExecutionLeaseFence | None) -> None:
-    """Refuse what is no fence. None passes: the lane's own check calls it a missing lease."""
-    if fence is not None:
-        check_type("fence", fence, SessionExecutionLeaseFence)
-        _check_proof("fence", fence)
+def check_fence(fence: SessionExecutionLeaseFence) -> None:
+    """Take what proves that a lane is held."""
+    check_type("fence", fence, SessionExecutionLeaseFence)
+    _check_proof("fence", fence)
 
 
 def _check_proof(what: str, shown: SessionExecutionLeaseFence | SessionExecutionLeaseCompletion) -> None:
@@ -264,7 +268,8 @@ def check_batch_draft(draft: QueuedWorkBatchDraft) -> None:
 def check_attachment_ref(what: str, reference: AttachmentRef) -> None:
     """Take a reference to content. Whether the session may refer to it is another question."""
     check_type(what, reference, AttachmentRef)
-    check_id(f"{what}.attachment_id", reference.attachment_id)
+    if not _SHA256.fullmatch(check_id(f"{what}.attachment_id", reference.attachment_id)):
+        raise InvalidInputError(f"{what}.attachment_id", "must be the sha256 of the content, in lower-case hexadecimal")
     check_text(f"{what}.name", reference.name)
     check_text(f"{what}.media_type", reference.media_type)
     check_count(f"{what}.size", reference.size)
@@ -350,6 +355,19 @@ def check_completion(completion: SessionExecutionLeaseCompletion) -> None:
     """Take what releases a lane."""
     check_type("completion", completion, SessionExecutionLeaseCompletion)
     _check_proof("completion", completion)
+
+
+def check_grant(grant: AttachmentReclaimGrant) -> None:
+    """Take the grant of a sweep back."""
+    check_type("grant", grant, AttachmentReclaimGrant)
+    check_id("grant.sweep_id", grant.sweep_id)
+    check_ids("grant.attachment_ids", grant.attachment_ids)
+
+
+def check_scope(scope: SessionReadScope) -> None:
+    """Take what a load is asked for. What is no scope at all has an error of its own."""
+    if isinstance(scope, ActivePath):
+        check_optional_id("scope.leaf_node_id", scope.leaf_node_id)
 
 
 def check_meta(meta: SessionMeta) -> None:

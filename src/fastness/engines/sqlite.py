@@ -25,11 +25,11 @@ from fastness.engines.sqlite_readers import Readers
 from fastness.engines.sqlite_run import BatchHook, Job
 from fastness.engines.sqlite_verify import verification
 from fastness.engines.sqlite_writer import Writer
-from fastness.errors import BackendError, HandleUnusableError
+from fastness.errors import BackendError, HandleUnusableError, InvalidInputError
 from fastness.model.session import DurabilityTier
 from fastness.sql.program import Program, ProgramFactory
 
-__all__ = ["BatchHook", "SqliteEngine"]
+__all__ = ["BatchHook", "SqliteEngine", "check_path"]
 
 T = TypeVar("T")
 
@@ -57,7 +57,9 @@ class SqliteEngine:
         before_batch: BatchHook | None = None,
     ) -> None:
         if synchronous not in {"full", "normal"}:
-            raise ValueError(f"synchronous is 'full' or 'normal', not {synchronous!r}")
+            raise InvalidInputError("synchronous", "must be 'full' or 'normal'")
+        if path is not None:
+            check_path(path)
         self.durability_tier: DurabilityTier = "inline" if path is None else "durable"
         self.path = None if path is None else Path(path).absolute()
         settings = Settings(self.path, clock, synchronous, busy_timeout_ms, allow_network_filesystem, before_batch)
@@ -150,6 +152,16 @@ class SqliteEngine:
         _running[self._writer] = self._readers
         # An engine that is dropped without being closed lets go of its files all the same.
         weakref.finalize(self, _abandon, self._writer, self._readers, self._pid).atexit = False
+
+
+def check_path(path: str | Path) -> None:
+    """Refuse what cannot be the path of a file, before anything is done with it."""
+    if not isinstance(path, str | Path) or not str(path) or "\0" in str(path):
+        raise InvalidInputError("path", "must be the path of a file")
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        raise InvalidInputError("path", "is not valid text") from None
 
 
 def _other_loop() -> HandleUnusableError:

@@ -45,7 +45,7 @@ def encode(value: Any) -> bytes:
         return _encoder.encode(value)
     except UnicodeEncodeError:
         raise InvalidInputError(type(value).__name__, "contains a lone surrogate, which is not valid text") from None
-    except (TypeError, ValueError, msgspec.MsgspecError) as error:
+    except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
         raise InvalidInputError(type(value).__name__, f"is not JSON: {error}") from None
 
 
@@ -55,7 +55,7 @@ def canonical_json(value: Any) -> bytes:
         return _canonical_encoder.encode(value)
     except UnicodeEncodeError:
         raise InvalidInputError(type(value).__name__, "contains a lone surrogate, which is not valid text") from None
-    except (TypeError, ValueError, msgspec.MsgspecError) as error:
+    except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
         raise InvalidInputError(type(value).__name__, f"is not JSON: {error}") from None
 
 
@@ -113,27 +113,23 @@ def has_current_version(data: str) -> bool:
     return data.startswith('{"v":1,')
 
 
-def checked(value: R) -> tuple[R, str]:
+def checked(kind: type[R], value: R) -> tuple[R, str]:
     """Give a record as it will be read back, and the JSON that is about to be stored.
 
     Struct fields are not checked when a value is built. A record that could be written and not be read would poison
     its session, so whatever does not round-trip exactly is an ``InvalidInputError`` here, before anything is written.
     """
+    if type(value) is not kind:  # a subclass may encode itself otherwise
+        raise InvalidInputError(kind.__name__, f"must be exactly that, not {type(value).__name__}")
     data = encode(value)
     try:
         body = data.decode()  # foreign JSON is taken as it is, and may not even be text
-        again = decoder_of(type(value)).decode(data)
+        again = decoder_of(kind).decode(data)
         same = _encoder.encode(again) == data
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-        raise InvalidInputError(type(value).__name__, f"does not fit its own schema: {error}") from None
+        raise InvalidInputError(kind.__name__, f"does not fit its own schema: {error}") from None
     if not same:
         raise InvalidInputError(
-            type(value).__name__,
-            "does not round-trip (foreign JSON must be exactly one value without outer white space)",
+            kind.__name__, "does not round-trip (foreign JSON must be exactly one value without outer white space)"
         )
     return again, body
-
-
-def encode_checked(value: R) -> str:
-    """Give the JSON of a record that is about to be stored, proven to read back as itself (see ``checked``)."""
-    return checked(value)[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import msgspec
@@ -84,7 +85,7 @@ class RuntimeCommit(msgspec.Struct, frozen=True, omit_defaults=True):
     def completing_queue_claims(self, claims: tuple[QueuedWorkClaim | QueuedWorkCompletion, ...]) -> RuntimeCommit:
         """Settle several claims of work."""
         added = tuple(claim.completion() if isinstance(claim, QueuedWorkClaim) else claim for claim in claims)
-        return msgspec.structs.replace(self._unstamped(), completed_queue_claims=self.completed_queue_claims + added)
+        return msgspec.structs.replace(self._unstamped(), completed_queue_claims=(*self.completed_queue_claims, *added))
 
     def completing_turn_input_claim(self, claim: TurnInputClaim | TurnInputCompletion) -> RuntimeCommit:
         """Settle claimed input."""
@@ -94,16 +95,18 @@ class RuntimeCommit(msgspec.Struct, frozen=True, omit_defaults=True):
         """Settle several claims of input."""
         added = tuple(claim.completion() if isinstance(claim, TurnInputClaim) else claim for claim in claims)
         return msgspec.structs.replace(
-            self._unstamped(), completed_turn_input_claims=self.completed_turn_input_claims + added
+            self._unstamped(), completed_turn_input_claims=(*self.completed_turn_input_claims, *added)
         )
 
     def deferring_interrupted_turn_inputs(self, turn_id: str) -> RuntimeCommit:
         """Leave what the interrupted turn did not consume to the next turn (law I5)."""
         return msgspec.structs.replace(self._unstamped(), interrupted_turn_input_turn_id=turn_id)
 
-    def with_committed_attachments(self, attachment_ids: tuple[str, ...]) -> RuntimeCommit:
+    def with_committed_attachments(self, attachment_ids: Sequence[str]) -> RuntimeCommit:
         """Refer to these attachments from now on."""
-        ids = self.committed_attachment_ids + tuple(attachment_ids)
+        if isinstance(attachment_ids, str):
+            raise InvalidInputError("attachment_ids", "must be several ids, not one text")
+        ids = (*self.committed_attachment_ids, *attachment_ids)
         return msgspec.structs.replace(self._unstamped(), committed_attachment_ids=ids)
 
     def with_outbox(self, *drafts: PendingTurnInputDraft | QueuedWorkBatchDraft) -> RuntimeCommit:
@@ -111,7 +114,7 @@ class RuntimeCommit(msgspec.Struct, frozen=True, omit_defaults=True):
         added = tuple(
             OutboxInput(draft) if isinstance(draft, PendingTurnInputDraft) else OutboxWork(draft) for draft in drafts
         )
-        return msgspec.structs.replace(self._unstamped(), outbox=self.outbox + added)
+        return msgspec.structs.replace(self._unstamped(), outbox=(*self.outbox, *added))
 
     def with_turn_commit(self, turn_id: str) -> RuntimeCommit:
         """Stamp the commit: last of all, since the stamp covers what the commit means."""

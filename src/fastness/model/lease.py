@@ -98,6 +98,8 @@ class LeaseTimings(msgspec.Struct, frozen=True):
     renew_interval: timedelta = timedelta(seconds=10)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.ttl, timedelta) or not isinstance(self.renew_interval, timedelta):
+            raise InvalidInputError("lease timings", "must be timedeltas")
         if self.renew_interval <= timedelta(0):
             raise InvalidInputError("renew_interval", "must be positive")
         if self.ttl < 3 * self.renew_interval:

@@ -10,11 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from fastness.errors import InvalidInputError
 from fastness.model.base import canonical_json, sha256_hex
 from fastness.model.checkpoint import BlobRef, HydratedSessionCheckpoint
 from fastness.model.graph import Append, GraphCommitDelta, ReplaceFull
+from fastness.model.queued_work import QueuedWorkBatchDraft
 from fastness.model.session import AgentFrameRecord
 from fastness.model.transcript import Conversation, EventPayload, NodePayload, SessionNodeRecord
+from fastness.model.turn_input import PendingTurnInputDraft
 
 if TYPE_CHECKING:
     from fastness.model.commit import RuntimeCommit
@@ -26,7 +29,14 @@ _Named = Callable[[str | None], "int | str | None"]
 
 
 def turn_commit_hash(commit: RuntimeCommit) -> str:
-    """Give the sha256 of what the commit means, in hexadecimal."""
+    """Give the sha256 of what the commit means, in hexadecimal. ``InvalidInputError`` for what is no commit."""
+    try:
+        return sha256_hex(canonical_json(_meaning(commit)))
+    except (AttributeError, TypeError) as error:
+        raise InvalidInputError("commit", f"is not made of the values that it should be: {error}") from None
+
+
+def _meaning(commit: RuntimeCommit) -> Any:
     nodes = introduced_nodes(commit.graph)
     node_ordinals = {node.node_id: at for at, node in enumerate(nodes)}
     frame_ordinals = {frame.frame_id: at for at, frame in enumerate(commit.agent_frames)}
@@ -37,7 +47,7 @@ def turn_commit_hash(commit: RuntimeCommit) -> str:
     def frame_name(frame_id: str | None) -> int | str | None:
         return frame_id if frame_id is None else frame_ordinals.get(frame_id, frame_id)
 
-    meaning = (
+    return (
         _HASH_VERSION,
         commit.session_id,
         commit.config,
@@ -52,9 +62,8 @@ def turn_commit_hash(commit: RuntimeCommit) -> str:
         [completion.input_ids for completion in commit.completed_turn_input_claims],
         commit.interrupted_turn_input_turn_id,
         commit.committed_attachment_ids,
-        commit.outbox,
+        [_outbox(entry.draft) for entry in commit.outbox],
     )
-    return sha256_hex(canonical_json(meaning))
 
 
 def introduced_nodes(delta: GraphCommitDelta) -> tuple[SessionNodeRecord, ...]:
@@ -90,6 +99,13 @@ def _checkpoint(checkpoint: HydratedSessionCheckpoint | None) -> Any:
         return None
     parts = (checkpoint.tool_state, checkpoint.plugin_snapshot, checkpoint.execution_state)
     return (checkpoint.turn_state, [_part(part) for part in parts])
+
+
+def _outbox(draft: PendingTurnInputDraft | QueuedWorkBatchDraft) -> Any:
+    # An input id that the draft brings along is one that the commit introduces; its place in the outbox names it.
+    if isinstance(draft, PendingTurnInputDraft):
+        return ("input", draft.session_id, draft.ingress, draft.input, draft.source_key)
+    return ("work", draft)
 
 
 def _part(part: bytes | BlobRef | None) -> str | None:

@@ -8,12 +8,14 @@ import msgspec
 
 from fastness.decide import check as rules
 from fastness.decide.check import ClaimFact, HeadFact, LogFact, NodeFact, SessionFacts
+from fastness.decide.commit import HEAD as HEAD_HOLDER
+from fastness.decide.commit import frame_holder
 from fastness.errors import StoreError
 from fastness.model.base import Record, sha256_hex
 from fastness.model.checkpoint import SessionCheckpoint
 from fastness.model.queued_work import QueuedWorkBatchDraft
 from fastness.model.reports import CheckFinding, CheckReport
-from fastness.model.session import PersistedSessionConfig, SessionMeta
+from fastness.model.session import AgentFrameRecord, PersistedSessionConfig, SessionMeta
 from fastness.model.transcript import SessionNodeRecord
 from fastness.model.turn_input import PendingTurnInputDraft
 from fastness.sql.program import Program, Read, Row, Statement
@@ -31,7 +33,7 @@ HEAD = """
     from head where sid = $1"""
 LOG = "select count(*), coalesce(max(revision), 0) from commit_log where sid = $1"
 NEWEST = "select leaf_node_id, checkpoint_ref from commit_log where sid = $1 order by revision desc limit 1"
-FRAMES = "select frame_id from agent_frame where sid = $1"
+FRAMES = "select frame_id, body from agent_frame where sid = $1"
 HELD = """
     select h.holder, h.ref, b.body from blob_holder h left join blob b on b.ref = h.ref
     where h.sid = $1 and h.until_revision is null"""
@@ -86,9 +88,9 @@ def check_next_session(after_sid: int) -> Program[SessionCheck | None]:
         lane=lanes[0] if lanes else None,
         head=head,
         log=LogFact(log_count, newest, *(last[0] if last else (None, None))),
-        frames=frozenset(frame_id for (frame_id,) in frames),
-        needed=_needed(head),
-        held=frozenset(ref for holder, ref, _ in held if holder == "head"),
+        frames=frozenset(frame_id for frame_id, _ in frames),
+        needed=_needed(head, frames, bodies),
+        held=_held(held),
         broken=frozenset(ref for ref, body in bodies.items() if body is None or sha256_hex(bytes(body)) != ref),
         rows=[_claim_fact("input", PendingTurnInputDraft, row) for row in inputs]
         + [_claim_fact("batch", QueuedWorkBatchDraft, row) for row in work],
@@ -120,14 +122,35 @@ def _readable(kind: type[R], body: str | None) -> bool:
     return body is None or _read(kind, body) is not None
 
 
-def _needed(head: HeadFact | None) -> frozenset[str] | None:
-    """What the head's checkpoint needs; None where its manifest cannot be read or is not what its name says."""
-    if head is None or head.checkpoint_ref is None:
-        return frozenset()
-    manifest = _read(SessionCheckpoint, head.checkpoint)
-    if head.checkpoint is None or manifest is None or sha256_hex(head.checkpoint.encode()) != head.checkpoint_ref:
+def _held(rows: list[Row]) -> dict[str, frozenset[str]]:
+    found: dict[str, set[str]] = {}
+    for holder, ref, _ in rows:
+        found.setdefault(holder, set()).add(ref)
+    return {holder: frozenset(refs) for holder, refs in found.items()}
+
+
+def _needed(
+    head: HeadFact | None, frames: list[Row], bodies: dict[str, bytes | None]
+) -> dict[str, frozenset[str] | None]:
+    """What the head and each frame need, by holder; None where a manifest cannot be read or is another."""
+    needed: dict[str, frozenset[str] | None] = {}
+    if head is not None and head.checkpoint_ref is not None:
+        needed[HEAD_HOLDER] = _needs(head.checkpoint_ref, None if head.checkpoint is None else head.checkpoint.encode())
+    for frame_id, body in frames:
+        frame = _read(AgentFrameRecord, body)
+        if frame is None:
+            needed[frame_holder(frame_id)] = None
+        elif frame.checkpoint_ref is not None:
+            ref = frame.checkpoint_ref.sha256
+            needed[frame_holder(frame_id)] = _needs(ref, bodies.get(ref))
+    return needed
+
+
+def _needs(ref: str, manifest: bytes | None) -> frozenset[str] | None:
+    found = _read(SessionCheckpoint, None if manifest is None else bytes(manifest))
+    if manifest is None or found is None or sha256_hex(bytes(manifest)) != ref:
         return None
-    return frozenset((head.checkpoint_ref, *(ref.sha256 for ref in manifest.blob_refs())))
+    return frozenset((ref, *(each.sha256 for each in found.blob_refs())))
 
 
 def _claim_fact(kind: str, record: type[R], row: Row) -> ClaimFact:

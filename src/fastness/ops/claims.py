@@ -15,9 +15,9 @@ from fastness.decide import claims as rules
 from fastness.decide.claims import Claimable, HeldRow, ShownClaim
 from fastness.decide.lane import LaneFacts
 from fastness.errors import BackendError, ClaimExpiredError
-from fastness.model.base import Record, decode_record, encode
+from fastness.model.base import Record, decode_record
 from fastness.ops.lane import Target, lane_facts, lane_statement, lock_lane
-from fastness.sql.program import Program, Read, Row, Statement, Write
+from fastness.sql.program import Program, Read, Row, Statement, Write, id_list
 
 R = TypeVar("R", bound=Record)
 
@@ -72,11 +72,6 @@ class GrantedRow(NamedTuple):
     seq: int
     enqueued_ms: int
     body: str
-
-
-def id_list(ids: Iterable[str]) -> str:
-    """Give ids as the parameter of ``any_of``."""
-    return encode(list(ids)).decode()
 
 
 def grant_rows(

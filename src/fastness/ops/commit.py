@@ -13,23 +13,26 @@ from fastness.decide.graph import KnownNode
 from fastness.model.base import encode
 from fastness.model.checkpoint import SessionCheckpoint, TokenUsage
 from fastness.model.commit import OutboxInput, RuntimeCommit, RuntimeCommitResult
+from fastness.model.session import AgentFrameRecord
 from fastness.ops import queued_work, turn_input
 from fastness.ops.lane import Target, free_lane, lane_facts, lane_statement
-from fastness.sql.program import Many, Program, Read, Row, Statement, Write
+from fastness.sql.program import Many, Program, Read, Row, Statement, Write, id_list
 from fastness.sql.records import stored
 
 HEAD_FACTS = """
     select revision, leaf_node_id, node_count, next_seq, config, agent_frame_id, checkpoint_ref, checkpoint
     from head where sid = $1"""
 INITIAL_CONFIG = "select config from session where sid = $1"
-RECEIPT = "select turn_hash, result from commit_log where sid = $1 and turn_id = $2 and turn_hash is not null"
+RECEIPT = (
+    "select turn_hash, result, changed_frames from commit_log where sid = $1 and turn_id = $2 and turn_hash is not null"
+)
 KNOWN_NODES = "select node_id, seq, tombstoned from node where sid = $1 and node_id in any_of($2)"
-KNOWN_FRAMES = "select frame_id from agent_frame where sid = $1 and frame_id in any_of($2)"
+KNOWN_FRAMES = "select frame_id, body from agent_frame where sid = $1 and frame_id in any_of($2)"
 HELD_BY_FRAMES = """
     select holder, ref from blob_holder where sid = $1 and holder in any_of($2) and until_revision is null"""
 USAGE = """
     select source, model, input_tokens, output_tokens, cache_read_tokens, cache_write_tokens, reasoning_output_tokens
-    from token_usage where sid = $1"""
+    from token_usage where sid = $1 and source in any_of($2)"""
 HELD_ATTACHMENTS = "select attachment_id from attachment where sid = $1 and attachment_id in any_of($2)"
 
 ADD_NODE = "insert into node (sid, seq, node_id, parent_seq, body) values ($1, $2, $3, $4, $5)"
@@ -58,8 +61,9 @@ MOVE_HEAD = """
         checkpoint_ref = $8, checkpoint = $9, updated_ms = $10
     where sid = $1"""
 ADD_TO_LOG = """
-    insert into commit_log (sid, revision, kind, turn_id, turn_hash, leaf_node_id, checkpoint_ref, committed_ms, result)
-    values ($1, $2, $3, $4, $5, $6, $7, $8, $9)"""
+    insert into commit_log (sid, revision, kind, turn_id, turn_hash, leaf_node_id, checkpoint_ref, committed_ms, result,
+        changed_frames)
+    values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"""
 STAMP_ATTACHMENT = "update attachment set committed = 1 where sid = $1 and attachment_id = $2"
 LOCK_OTHER_LANE = "select sid from lane where sid = (select sid from session where session_id = $1) for update"
 
@@ -77,7 +81,9 @@ def commit(target: Target, given: CommitInput, minted_ids: tuple[str, ...]) -> P
             yield Write(free_lane(facts.lane.sid, release))
         return plan.result
     yield Write(*_settlement(given, plan))
-    for entry, minted_id in zip(given.commit.outbox, minted_ids, strict=True):
+    # New sessions are born in the order of their ids, too; within a session the order of the outbox counts.
+    entries = sorted(zip(given.commit.outbox, minted_ids, strict=True), key=lambda each: each[0].draft.session_id)
+    for entry, minted_id in entries:
         bound = Target(entry.draft.session_id, target.sid if entry.draft.session_id == target.session_id else None)
         if isinstance(entry, OutboxInput):
             yield from turn_input.enqueue(bound, entry.draft, minted_id)
@@ -102,20 +108,20 @@ def _facts(target: Target, given: CommitInput) -> Program[CommitFacts]:
     if commit.turn_commit is not None:
         asked["receipt"] = Statement(RECEIPT, (sid, commit.turn_commit.turn_id))
     if node_ids := given.node_ids_to_look_up():
-        asked["nodes"] = Statement(KNOWN_NODES, (sid, _json(node_ids)))
+        asked["nodes"] = Statement(KNOWN_NODES, (sid, id_list(node_ids)))
     if frame_ids := given.frame_ids_to_look_up():
-        asked["frames"] = Statement(KNOWN_FRAMES, (sid, _json(frame_ids)))
-    frame_holders = [f"frame:{frame.frame_id}" for frame in commit.agent_frames if frame.checkpoint_ref is not None]
-    if frame_holders:
-        asked["held_by_frames"] = Statement(HELD_BY_FRAMES, (sid, _json(frame_holders)))
+        asked["frames"] = Statement(KNOWN_FRAMES, (sid, id_list(frame_ids)))
+    if commit.agent_frames:
+        holders = id_list(rules.frame_holder(frame.frame_id) for frame in commit.agent_frames)
+        asked["held_by_frames"] = Statement(HELD_BY_FRAMES, (sid, holders))
     if given.usage:
-        asked["usage"] = Statement(USAGE, (sid,))
+        asked["usage"] = Statement(USAGE, (sid, id_list({source for source, _ in given.usage})))
     if commit.completed_turn_input_claims:
         asked["input"] = turn_input.held_statement(sid, commit.completed_turn_input_claims)
     if commit.completed_queue_claims:
         asked["work"] = queued_work.held_statement(sid, commit.completed_queue_claims)
     if commit.committed_attachment_ids:
-        asked["attachments"] = Statement(HELD_ATTACHMENTS, (sid, _json(commit.committed_attachment_ids)))
+        asked["attachments"] = Statement(HELD_ATTACHMENTS, (sid, id_list(commit.committed_attachment_ids)))
     rows = yield Read(*asked.values())
     return _read_facts(target, dict(zip(asked, rows, strict=True)))
 
@@ -134,7 +140,7 @@ def _read_facts(target: Target, rows: dict[str, list[Row]]) -> CommitFacts:
         head=_head_facts(of("head")),
         initial_config_body=config[0][0] if config else None,
         known={node_id: KnownNode(seq, bool(tombstoned)) for node_id, seq, tombstoned in of("nodes")},
-        frames=frozenset(frame_id for (frame_id,) in of("frames")),
+        frames={frame_id: stored(AgentFrameRecord, body).checkpoint_ref for frame_id, body in of("frames")},
         held={holder: frozenset(refs) for holder, refs in held.items()},
         usage={(source, model): TokenUsage(*counters) for source, model, *counters in of("usage")},
         input_rows=[turn_input.held_row(row) for row in of("input")],
@@ -154,12 +160,9 @@ def _head_facts(rows: list[Row]) -> HeadFacts | None:
 def _receipt(rows: list[Row]) -> Receipt | None:
     if not rows:
         return None
-    turn_hash, result = rows[0]
-    return Receipt(turn_hash, stored(RuntimeCommitResult, result))
-
-
-def _json(ids: Iterable[str]) -> str:
-    return msgspec.json.encode(list(ids)).decode()
+    turn_hash, result, changed_frames = rows[0]
+    changed = frozenset() if changed_frames is None else frozenset(msgspec.json.decode(changed_frames, type=list[str]))
+    return Receipt(turn_hash, stored(RuntimeCommitResult, result), changed)
 
 
 def _settlement(given: CommitInput, plan: Settlement) -> Iterable[Statement | Many]:
@@ -203,14 +206,13 @@ def _graph(given: CommitInput, plan: Settlement, sid: int) -> Iterable[Statement
 
 def _blobs(given: CommitInput, plan: Settlement, sid: int, revision: int) -> Iterable[Many]:
     contents = given.checkpoint.contents if given.checkpoint else {}
-    holds = [(sid, "head", ref) for ref in plan.blobs_gained]
-    holds += [(sid, holder, ref) for holder, refs in plan.frame_blobs.items() for ref in sorted(refs)]
+    new = [(ref, contents[ref]) for holder, ref in plan.blobs_gained if holder == rules.HEAD]
+    if new:
+        yield Many(ADD_BLOB, new)
     if plan.blobs_gained:
-        yield Many(ADD_BLOB, [(ref, contents[ref]) for ref in plan.blobs_gained])
-    if holds:
-        yield Many(HOLD_BLOB, holds)
+        yield Many(HOLD_BLOB, [(sid, holder, ref) for holder, ref in plan.blobs_gained])
     if plan.blobs_dropped:
-        yield Many(DROP_BLOB, [(sid, "head", ref, revision) for ref in plan.blobs_dropped])
+        yield Many(DROP_BLOB, [(sid, holder, ref, revision) for holder, ref in plan.blobs_dropped])
 
 
 def _head(given: CommitInput, plan: Settlement, sid: int, revision: int) -> Iterable[Statement]:
@@ -243,5 +245,6 @@ def _head(given: CommitInput, plan: Settlement, sid: int, revision: int) -> Iter
             checkpoint_ref,
             plan.lane.now_ms,
             None if stamp is None else encode(result).decode(),
+            id_list(plan.changed_frames) if plan.changed_frames else None,
         ),
     )

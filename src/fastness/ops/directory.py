@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastness.decide.directory import effective_meta, filled_meta, parent_of
-from fastness.model.base import encode_checked
+from fastness.model.base import checked
 from fastness.model.session import (
     PersistedSessionConfig,
     SessionFilter,
@@ -45,8 +45,8 @@ def create(request: SessionStoreCreateRequest) -> Program[int]:
 
 
 def _describe(row: SessionRow, meta: SessionMeta, config: PersistedSessionConfig | None) -> Statement:
-    config_body = None if config is None else encode_checked(config)
-    return Statement(DESCRIBE, (row.sid, encode_checked(meta), parent_of(meta), config_body))
+    config_body = None if config is None else checked(PersistedSessionConfig, config)[1]
+    return Statement(DESCRIBE, (row.sid, checked(SessionMeta, meta)[1], parent_of(meta), config_body))
 
 
 def save_meta(target: Target, meta: SessionMeta) -> Program[int]:

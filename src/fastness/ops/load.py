@@ -30,7 +30,7 @@ from fastness.model.session import (
 )
 from fastness.model.transcript import SessionNodeRecord
 from fastness.ops.lane import Target
-from fastness.sql.program import Program, Read, Row, Statement
+from fastness.sql.program import Program, Read, Row, Statement, id_list
 from fastness.sql.records import stored, stored_nodes
 
 SESSION_BY_SID = "select sid, created_ms, meta, config from session where sid = $1"
@@ -45,14 +45,15 @@ LEDGER = """
 BLOBS = "select ref, body from blob where ref in any_of($1)"
 LIVE_NODES = "select body from node where sid = $1 and tombstoned = 0 order by seq"
 NODE = "select body from node where sid = $1 and node_id = $2 and tombstoned = 0"
-# A parent is older than its child, so the walk ends even where a file is damaged.
+# A parent is older than its child, so the walk ends even where a file is damaged. The cross join has SQLite go through
+# the path and look each node up, whatever it thinks of their numbers.
 PATH = """
     with recursive path (seq, parent_seq) as (
         select seq, parent_seq from node where sid = $1 and node_id = $2 and tombstoned = 0
         union all
         select n.seq, n.parent_seq from path p join node n on n.sid = $1 and n.seq = p.parent_seq
         where n.seq < p.seq and n.tombstoned = 0)
-    select n.body from path p join node n on n.sid = $1 and n.seq = p.seq order by p.seq"""
+    select n.body from path p cross join node n where n.sid = $1 and n.seq = p.seq order by p.seq"""
 
 
 class SessionRow(msgspec.Struct, frozen=True):
@@ -168,7 +169,7 @@ def _load_checkpoint(body: str | None) -> Program[HydratedSessionCheckpoint | No
     if body is None:
         return None
     manifest = stored(SessionCheckpoint, body)
-    wanted = msgspec.json.encode([ref.sha256 for ref in manifest.blob_refs()]).decode()
+    wanted = id_list(ref.sha256 for ref in manifest.blob_refs())
     (rows,) = yield Read(Statement(BLOBS, (wanted,)))
     blobs = {ref: bytes(content) for ref, content in rows}
     return HydratedSessionCheckpoint(

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import msgspec
-
 from fastness.decide import graph as graph_rules
 from fastness.errors import BackendError
 from fastness.model.checkpoint import SessionCheckpoint
 from fastness.model.reports import GcReport, MaintenancePreview, VacuumReport
 from fastness.model.session import AgentFrameRecord
+from fastness.ops import turn_input
 from fastness.ops.lane import Target, lock_lane
-from fastness.sql.program import Many, Program, Read, Row, Statement, Write
+from fastness.sql.program import Many, Program, Read, Row, Statement, Write, id_list
 from fastness.sql.records import stored
 
 KNOWN_LIVE = "select 1 from node where sid = $1 and tombstoned = 0 and node_id in any_of($2) limit 1"
@@ -70,7 +69,7 @@ def tombstone(target: Target, node_ids: Sequence[str]) -> Program[int]:
     if lane is None:
         return 0
     sid = lane.sid
-    wanted = msgspec.json.encode(list(node_ids)).decode()
+    wanted = id_list(node_ids)
     known, heads = yield Read(Statement(KNOWN_LIVE, (sid, wanted)), Statement(HEAD, (sid,)))
     if not known or not heads:
         return 0
@@ -92,15 +91,15 @@ def tombstone(target: Target, node_ids: Sequence[str]) -> Program[int]:
 def vacuum_counts(sid: int, evidence_until_ms: int | None, receipts_until_ms: int | None) -> Program[VacuumReport]:
     """Count what a vacuum would remove."""
     evidence = _ALL_TIME if evidence_until_ms is None else evidence_until_ms
-    # Receipts go only when they are asked for: no commit is as old as -1.
-    receipts = -1 if receipts_until_ms is None else receipts_until_ms
-    counts = yield Read(
+    asked = [
         Statement(COUNT_TOMBSTONED, (sid,)),
         Statement(COUNT_INPUT_EVIDENCE, (sid, evidence)),
         Statement(COUNT_WORK_EVIDENCE, (sid, evidence)),
-        Statement(COUNT_RECEIPTS, (sid, receipts)),
-    )
-    return VacuumReport(*(rows[0][0] for rows in counts))
+    ]
+    if receipts_until_ms is not None:  # receipts go only when they are asked for
+        asked.append(Statement(COUNT_RECEIPTS, (sid, receipts_until_ms)))
+    nodes, inputs, batches, *receipts = [rows[0][0] for rows in (yield Read(*asked))]
+    return VacuumReport(nodes, inputs, batches, receipts[0] if receipts else 0)
 
 
 def vacuum(
@@ -119,6 +118,7 @@ def vacuum(
         Statement(DROP_WORK_EVIDENCE, (sid, evidence)),
     ]
     if receipts_until_ms is not None:
+        statements.append(turn_input.defer_settled(sid, receipts_until_ms))
         statements.append(Statement(DROP_RECEIPTS, (sid, receipts_until_ms)))
     yield Write(*statements)
     return report
@@ -152,7 +152,7 @@ def _read_roots() -> Program[int]:
             frame = stored(AgentFrameRecord, body)
             if frame.checkpoint_ref is not None:
                 roots.add((sid, frame.checkpoint_ref.sha256))
-        wanted = msgspec.json.encode(sorted({ref for _, ref in roots})).decode()
+        wanted = id_list(sorted({ref for _, ref in roots}))
         bodies: dict[str, bytes] = dict((yield from _rows(Statement(BLOBS, (wanted,)))))
         for sid, ref in roots:
             _require_held(sid, ref, bodies.get(ref), held)

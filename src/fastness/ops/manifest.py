@@ -20,7 +20,7 @@ from fastness.model.attachments import (
 from fastness.model.base import encode
 from fastness.ops.lane import Target, lock_lane, lock_lane_or_create
 from fastness.ops.load import find
-from fastness.sql.program import Program, Read, Statement, Write
+from fastness.sql.program import Program, Read, Statement, Write, id_list
 
 LIVE_MARK = "select lapses_ms - now_ms() from attachment_mark where attachment_id = $1 and lapses_ms > now_ms()"
 RECORD_INTENT = """
@@ -36,9 +36,12 @@ OLD_RELEASES = """
     select session_id, attachment_id, released_ms from attachment_release
     where released_ms <= $1 order by released_ms, session_id, attachment_id"""
 ALL_HOLDS = "select attachment_id, committed, recorded_ms from attachment where attachment_id in any_of($1)"
-ALL_RELEASES = "select distinct attachment_id from attachment_release where attachment_id in any_of($1)"
+ALL_RELEASES = "select attachment_id, released_ms from attachment_release where attachment_id in any_of($1)"
+LOCK_HOLDERS = """
+    select l.sid from lane l where l.sid in (select a.sid from attachment a where a.attachment_id in any_of($1))
+    order by l.sid for update"""
 LIVE_MARKS = """
-    select attachment_id, now_ms() from attachment_mark where attachment_id in any_of($1) and lapses_ms > now_ms()"""
+    select attachment_id from attachment_mark where attachment_id in any_of($1) and lapses_ms > now_ms()"""
 NOW = "select now_ms()"
 MARK = """
     insert into attachment_mark (attachment_id, sweep_id, marked_ms, lapses_ms) values ($1, $2, $3, $4)
@@ -46,7 +49,12 @@ MARK = """
         lapses_ms = excluded.lapses_ms"""
 MY_MARKS = """
     select attachment_id, marked_ms from attachment_mark where sweep_id = $1 and attachment_id in any_of($2)"""
-DROP_SWEPT_INTENT = "delete from attachment where attachment_id = $1 and committed = 0 and recorded_ms <= $2"
+RELEASE_INTENTS = """
+    insert into attachment_release (attachment_id, session_id, released_ms)
+    select a.attachment_id, s.session_id, a.recorded_ms from attachment a join session s on s.sid = a.sid
+    where a.attachment_id = $1 and a.committed = 0
+    on conflict (attachment_id, session_id) do update set released_ms = excluded.released_ms"""
+DROP_INTENTS = "delete from attachment where attachment_id = $1 and committed = 0"
 DROP_SWEPT_RELEASE = "delete from attachment_release where attachment_id = $1 and released_ms <= $2"
 UNMARK = "delete from attachment_mark where attachment_id = $1 and sweep_id = $2"
 RELEASE_ONE = """
@@ -54,10 +62,6 @@ RELEASE_ONE = """
     select a.attachment_id, $3, $4 from attachment a where a.sid = $1 and a.attachment_id = $2
     on conflict (attachment_id, session_id) do update set released_ms = excluded.released_ms"""
 FORGET = "delete from attachment where sid = $1 and attachment_id = $2"
-
-
-def _json(ids: Sequence[str]) -> str:
-    return msgspec.json.encode(list(ids)).decode()
 
 
 def record_intent(target: Target, intent: AttachmentIntent) -> Program[int]:
@@ -77,13 +81,13 @@ def commit_refs(target: Target, attachment_ids: Sequence[str]) -> Program[None]:
     lane = yield from lock_lane(target)
     held: set[str] = set()
     if lane is not None:
-        (rows,) = yield Read(Statement(HELD, (lane.sid, _json(attachment_ids))))
+        (rows,) = yield Read(Statement(HELD, (lane.sid, id_list(attachment_ids))))
         held = {attachment_id for (attachment_id,) in rows}
     for attachment_id in attachment_ids:
         if attachment_id not in held:
             raise AttachmentNotInManifestError(target.session_id, attachment_id)
     if lane is not None and held:
-        yield Write(Statement(COMMIT_REFS, (lane.sid, _json(attachment_ids))))
+        yield Write(Statement(COMMIT_REFS, (lane.sid, id_list(attachment_ids))))
 
 
 def holds_ref(target: Target, attachment_id: str) -> Program[bool]:
@@ -91,7 +95,7 @@ def holds_ref(target: Target, attachment_id: str) -> Program[bool]:
     row = yield from find(target)
     if row is None:
         return False
-    (rows,) = yield Read(Statement(HELD, (row.sid, _json([attachment_id]))))
+    (rows,) = yield Read(Statement(HELD, (row.sid, id_list([attachment_id]))))
     return bool(rows)
 
 
@@ -112,29 +116,45 @@ def list_uncommitted(older_than_ms: int) -> Program[list[AttachmentManifestEntry
 def begin_reclaim(
     attachment_ids: Sequence[str], older_than_ms: int, mark_ttl_ms: int, sweep_id: str
 ) -> Program[AttachmentReclaimGrant]:
-    """Mark what nobody needs, so that no intent for it comes between the decision and the deletion of its bytes."""
-    ids = _json(attachment_ids)
-    holds, releases, marks, ((now_ms,),) = yield Read(
-        Statement(ALL_HOLDS, (ids,)), Statement(ALL_RELEASES, (ids,)), Statement(LIVE_MARKS, (ids,)), Statement(NOW)
+    """Mark what nobody needs, so that no intent for it comes between the decision and the deletion of its bytes.
+
+    The old intents become releases with it: a commit that comes too late finds that its manifest lacks the content.
+    """
+    ids = id_list(attachment_ids)
+    _, holds, releases, marks, ((now_ms,),) = yield Read(
+        Statement(LOCK_HOLDERS, (ids,)),
+        Statement(ALL_HOLDS, (ids,)),
+        Statement(ALL_RELEASES, (ids,)),
+        Statement(LIVE_MARKS, (ids,)),
+        Statement(NOW),
     )
     known = [Hold(attachment_id, bool(committed), recorded_ms) for attachment_id, committed, recorded_ms in holds]
-    named = frozenset(hold.attachment_id for hold in known) | {attachment_id for (attachment_id,) in releases}
-    marked = frozenset(attachment_id for attachment_id, _ in marks)
-    granted = reclaimable(attachment_ids, named, known, marked, older_than_ms)
+    known += [Hold(attachment_id, committed=False, recorded_ms=released_ms) for attachment_id, released_ms in releases]
+    marked = frozenset(attachment_id for (attachment_id,) in marks)
+    granted = reclaimable(attachment_ids, known, marked, older_than_ms)
     lapses_ms = now_ms + mark_ttl_ms
     if granted:
-        yield Write(*(Statement(MARK, (each, sweep_id, now_ms, lapses_ms)) for each in granted))
+        yield Write(
+            *(
+                statement
+                for each in granted
+                for statement in (
+                    Statement(MARK, (each, sweep_id, now_ms, lapses_ms)),
+                    Statement(RELEASE_INTENTS, (each,)),
+                    Statement(DROP_INTENTS, (each,)),
+                )
+            )
+        )
     return AttachmentReclaimGrant(sweep_id, granted, lapses_ms)
 
 
 def finish_reclaim(grant: AttachmentReclaimGrant) -> Program[int]:
     """Forget what was swept, and let intents for it in again. Gives how many contents this sweep still had marked."""
-    (mine,) = yield Read(Statement(MY_MARKS, (grant.sweep_id, _json(grant.attachment_ids))))
+    (mine,) = yield Read(Statement(MY_MARKS, (grant.sweep_id, id_list(grant.attachment_ids))))
     statements = [
         statement
         for attachment_id, marked_ms in mine
         for statement in (
-            Statement(DROP_SWEPT_INTENT, (attachment_id, marked_ms)),
             Statement(DROP_SWEPT_RELEASE, (attachment_id, marked_ms)),
             Statement(UNMARK, (attachment_id, grant.sweep_id)),
         )
@@ -149,7 +169,7 @@ def forget(target: Target, attachment_id: str) -> Program[None]:
     lane = yield from lock_lane(target)
     if lane is None:
         return
-    (rows,) = yield Read(Statement(HELD, (lane.sid, _json([attachment_id]))))
+    (rows,) = yield Read(Statement(HELD, (lane.sid, id_list([attachment_id]))))
     if rows:
         yield Write(
             Statement(RELEASE_ONE, (lane.sid, attachment_id, target.session_id, lane.now_ms)),

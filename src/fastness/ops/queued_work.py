@@ -81,7 +81,7 @@ def enqueue(target: Target, draft: QueuedWorkBatchDraft, minted_id: str) -> Prog
     limits.check_batch_draft(draft)
     if draft.session_id != target.session_id:
         raise SessionBindingMismatchError(target.session_id, draft.session_id)
-    draft, body = checked(draft)
+    draft, body = checked(QueuedWorkBatchDraft, draft)
     lane = yield from lock_lane_or_create(target)
     if draft.source_key is not None:
         (known,) = yield Read(Statement(FIND_BY_KEY, (lane.sid, draft.source_key)))

@@ -39,7 +39,7 @@ from fastness.model.turn_input import (
 from fastness.ops import claims
 from fastness.ops.claims import EARLIER, FREE, GRANT_COLUMNS, NO_GRANT, ClaimTable, claim_table, held_row
 from fastness.ops.lane import Target, draw_admission, lock_lane, lock_lane_or_create
-from fastness.sql.program import Program, Read, Row, Statement, Write
+from fastness.sql.program import Program, Read, Row, Statement, Write, id_list
 
 __all__ = [
     "abandon",
@@ -49,6 +49,7 @@ __all__ = [
     "claim_active",
     "claim_next",
     "defer_interrupted",
+    "defer_settled",
     "enqueue",
     "held_row",
     "held_statement",
@@ -92,6 +93,10 @@ NEXT_FREE = f"""{_CLAIMABLE} and {FREE}
         and (t.turn_id is null or t.state = 'accepted' or t.admission_token <> $2 or {_TURN_IS_SETTLED})
     order by t.seq limit $3"""
 
+DEFER_SETTLED = """
+    update turn_input set state = 'deferred_next_turn', turn_id = null, min_boundary = null
+    where sid = $1 and claim_id is null and turn_id in (
+        select c.turn_id from commit_log c where c.sid = $1 and c.turn_hash is not null and c.committed_ms <= $2)"""
 DEFER_INTERRUPTED = """
     update turn_input set state = 'deferred_next_turn', turn_id = null, min_boundary = null, claim_id = null,
         lane_token = 0, lease_token = null
@@ -106,7 +111,7 @@ def enqueue(target: Target, draft: PendingTurnInputDraft, minted_id: str) -> Pro
     limits.check_input_draft(draft)
     if draft.session_id != target.session_id:
         raise SessionBindingMismatchError(target.session_id, draft.session_id)
-    draft, body = checked(draft)
+    draft, body = checked(PendingTurnInputDraft, draft)
     lane = yield from lock_lane_or_create(target)
     known = yield from _find(lane, _names_of(draft))
     row = rules.resubmitted(draft, known)
@@ -194,9 +199,9 @@ def _find(lane: LaneFacts, names: Sequence[PendingTurnInputCancelTarget]) -> Pro
     """Find all rows that are named, waiting or settled, each once."""
     ids = [name.input_id for name in names if isinstance(name, ByInputId)]
     keys = [name.source_key for name in names if isinstance(name, BySourceKey)]
-    asked = [Statement(FIND_BY_ID, (lane.sid, claims.id_list(ids)))] if ids else []
+    asked = [Statement(FIND_BY_ID, (lane.sid, id_list(ids)))] if ids else []
     if keys:
-        asked.append(Statement(FIND_BY_KEY, (lane.sid, claims.id_list(keys))))
+        asked.append(Statement(FIND_BY_KEY, (lane.sid, id_list(keys))))
     if not asked:
         return []
     found = yield Read(*asked)
@@ -305,6 +310,11 @@ def defer_interrupted(sid: int, turn_id: str) -> tuple[Statement, ...]:
     that the next turn finds them at once.
     """
     return (Statement(DEFER_INTERRUPTED, (sid, turn_id)),)
+
+
+def defer_settled(sid: int, receipts_until_ms: int) -> Statement:
+    """Give the statement that makes waiting input of turns whose receipts go away next-turn input for good (law I4)."""
+    return Statement(DEFER_SETTLED, (sid, receipts_until_ms))
 
 
 def _input_row(row: Row) -> InputRow:

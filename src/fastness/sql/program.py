@@ -18,8 +18,10 @@ parameter ``$n`` (``x in any_of($2)``), and a trailing ``for update`` locks rows
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+from fastness.model.base import encode
 
 Param: TypeAlias = "str | int | bytes | None"
 Row: TypeAlias = tuple[Any, ...]
@@ -57,6 +59,11 @@ class Write:
 
     def __init__(self, *statements: Statement | Many) -> None:
         self.statements: Sequence[Statement | Many] = statements
+
+
+def id_list(ids: Iterable[str]) -> str:
+    """Give ids as the parameter of ``any_of``."""
+    return encode(list(ids)).decode()
 
 
 T = TypeVar("T")

@@ -92,7 +92,8 @@ _TABLES = (
     reasoning_output_tokens {integer} not null,
     primary key (sid, source, model)
 ){suffix}""",
-    # Receipts and history in one: every revision has a row. A receipt is a row with a turn_hash.
+    # Receipts and history in one: every revision has a row. A receipt is a row with a turn_hash. changed_frames are the
+    # frames that were there before and that the commit changed, a JSON array.
     """create table commit_log (
     sid {integer} not null,
     revision {integer} not null,
@@ -103,6 +104,7 @@ _TABLES = (
     checkpoint_ref text,
     committed_ms {integer} not null,
     result text,
+    changed_frames text,
     primary key (sid, revision)
 ){suffix}""",
     "create unique index commit_log_receipt on commit_log (sid, turn_id) where turn_hash is not null",
