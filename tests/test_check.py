@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import apsw
@@ -22,7 +21,7 @@ NOW = "2026-01-01T00:00:00Z"
 
 
 @pytest.fixture
-async def sound(tmp_path: Path) -> AsyncIterator[Path]:
+async def sound(tmp_path: Path) -> Path:
     """A database with two turns, a branch, a frame, a tombstone, a waiting input and a claimed one."""
     path = tmp_path / "a.db"
     async with SqliteSessionStoreFactory(path) as factory:
@@ -43,7 +42,7 @@ async def sound(tmp_path: Path) -> AsyncIterator[Path]:
         lease = await lane(store)
         await store.claim_next_turn_inputs("s", lease.fence(), max_inputs=1)
         await store.enqueue_pending_turn_input(said("waiting", input_id="waiting", key="k"))
-    yield path
+    return path
 
 
 async def checked(path: Path) -> CheckReport:
@@ -87,8 +86,8 @@ DAMAGE = [
     ("update lane set admission_seq = 1", "claims", "input 'waiting' has a place the lane has not given out yet"),
     ("update lane set fencing_token = 1", "claims", "input 'held' was granted under a token the lane has not drawn"),
     (
-        "insert into turn_input_evidence select sid, seq, 'other', 'k', 'completed', 0, 0, body from turn_input"
-        " where input_id = 'waiting'",
+        """insert into turn_input_evidence select sid, seq, 'other', 'k', 'completed', 0, 0, body from turn_input
+        where input_id = 'waiting'""",
         "claims",
         "input 'waiting' waits and is settled at once",
     ),

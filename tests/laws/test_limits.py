@@ -26,6 +26,7 @@ from fastness.model import (
     RuntimePersistence,
     SessionExecutionLease,
     SessionMeta,
+    SessionNodeRecord,
     SessionStoreCreateRequest,
     StructuredItem,
     Task,
@@ -45,6 +46,7 @@ from tests.builders import (
     command,
     commit,
     content_id,
+    intent,
     lane,
     node,
     said,
@@ -284,7 +286,7 @@ async def test_b1_numbers_are_counts_of_63_bits(lab: Lab, where: str, bad: int) 
     await refused(lab, InvalidInputError, NUMBERS[where](store, lease, bad))
 
 
-@pytest.mark.parametrize("where", ["nodes", "checkpoint", "outbox", "input", "work"])
+@pytest.mark.parametrize("where", ["nodes", "checkpoint", "outbox", "input", "work", "config", "meta", "intent"])
 async def test_b1_values_over_the_commit_budget_are_refused(lab: Lab, where: str) -> None:
     """More than the configured budget (64 MiB) in one call is refused before anything is written."""
     store = await lab.store()
@@ -296,6 +298,9 @@ async def test_b1_values_over_the_commit_budget_are_refused(lab: Lab, where: str
         "outbox": lambda: store.commit_runtime_state(commit(lease, None).with_outbox(said(big))),
         "input": lambda: store.enqueue_pending_turn_input(said(big)),
         "work": lambda: store.enqueue_queued_work(work(Task("k", raw_json(big)))),
+        "config": lambda: committing(config=PersistedSessionConfig(model=big + "x"))(store, lease),
+        "meta": lambda: store.save_session_meta(SessionMeta("s", big, WHEN, "m")),
+        "intent": lambda: store.record_intent(intent(content_id("a"), name=big)),
     }
     await refused(lab, InvalidInputError, calls[where]())
 
@@ -347,3 +352,27 @@ async def test_b1_a_mixed_batch_is_refused_by_the_outbox_too(lab: Lab) -> None:
     lease = await lane(store)
     mixed = commit(lease, None, *chain("a")).with_outbox(work(task(), command()))
     await refused(lab, InvalidInputError, store.commit_runtime_state(mixed))
+
+
+class Disguised(SessionNodeRecord, tag=2):  # type: ignore[misc]
+    """A node of another schema version, smuggled in as a subclass."""
+
+
+async def test_b1_a_subclass_is_not_the_value(lab: Lab) -> None:
+    """What encodes itself otherwise than the record it is taken for never gets in; every load would fail on it."""
+    store = await lab.store()
+    lease = await lane(store)
+    node = Disguised("a", None, "2026-01-01T00:00:00Z", chain("a")[0].payload)
+    attempt = commit(lease, None, node)
+    error = await refused(lab, InvalidInputError, store.commit_runtime_state(attempt))
+    assert error.what == "SessionNodeRecord"
+
+
+async def test_b1_usage_that_overflows_by_itself_is_refused_before_the_lease_is_looked_at(lab: Lab) -> None:
+    """Deltas are added up with the limits, before any rule speaks."""
+    store = await lab.store()
+    lease = await lane(store)
+    lab.clock.advance(10**6)
+    most = usage(2**63 - 1)
+    attempt = commit(lease, 7, usage_deltas=(most, most))
+    await refused(lab, InvalidInputError, store.commit_runtime_state(attempt))

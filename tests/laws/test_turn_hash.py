@@ -212,3 +212,12 @@ def test_c9_an_ordinal_is_not_mistaken_for_an_id() -> None:
     on_new = RuntimeCommit("s", None, graph=Append(nodes, "new")).turn_commit_hash()
     on_old = RuntimeCommit("s", None, graph=Append(nodes, "0")).turn_commit_hash()
     assert on_new != on_old
+
+
+def test_c9_an_input_id_in_the_outbox_is_one_that_the_commit_introduces() -> None:
+    """It may be minted anew by a second run; the source key and the content are what counts."""
+    empty = RuntimeCommit("s", 3)
+    one = empty.with_outbox(said("later", key="k", input_id="minted")).turn_commit_hash()
+    assert empty.with_outbox(said("later", key="k", input_id="minted anew")).turn_commit_hash() == one
+    assert empty.with_outbox(said("later", key="other", input_id="minted")).turn_commit_hash() != one
+    assert empty.with_outbox(said("sooner", key="k", input_id="minted")).turn_commit_hash() != one

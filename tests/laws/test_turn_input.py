@@ -430,3 +430,16 @@ async def test_input_reaches_any_session_of_the_database(lab: Lab) -> None:
     assert await store.list_pending_turn_inputs("s") == []
     assert isinstance(await store.cancel_pending_turn_input("other", row.input_id), Cancelled)
     await turn(store, *chain("a"))
+
+
+async def test_i4_input_for_a_settled_turn_stays_for_the_next_when_its_receipt_goes(lab: Lab) -> None:
+    """Vacuuming receipts does not turn late input of a settled turn back into input that nobody may claim."""
+    store = await lab.store()
+    lease = await lane(store)
+    await store.enqueue_pending_turn_input(said_now("late", "t1"))
+    await store.commit_runtime_state(commit(lease, None, *chain("a")).with_turn_commit("t1"))
+    await store.vacuum(receipts_older_than_ms=lab.clock())
+    assert [row.state for row in await store.list_pending_turn_inputs("s")] == ["deferred_next_turn"]
+    claim = await store.claim_next_turn_inputs("s", lease.fence(), max_inputs=5)
+    assert claim is not None
+    assert len(claim.inputs) == 1

@@ -33,7 +33,7 @@ NOW = "2026-01-01T00:00:00Z"
 
 
 async def compacted() -> InMemorySessionStore:
-    """A session whose context was compacted: a frame with one message, and a current one with a message and an event."""
+    """A session whose context was compacted: a frame with a message, a current one with a message and an event."""
     store = InMemorySessionStore("s")
     frames = (AgentFrameRecord("f1", NOW), AgentFrameRecord("f2", NOW, "compacted", "f1"))
     event = SessionNodeRecord(
