@@ -344,6 +344,9 @@ class ReferenceStore(ReferenceClaims):
         gone = [turn_id for turn_id, receipt in session.receipts.items() if receipt.committed_ms <= cut]
         for turn_id in gone:
             del session.receipts[turn_id]
+        for row in session.inputs:  # I4: what its turn can no longer take stays input for the next
+            if row.settled is None and row.claim_id is None and row.turn_id in gone:
+                row.state, row.turn_id, row.boundary = "deferred_next_turn", None, None
         return m.VacuumReport(nodes, inputs, work, len(gone))
 
     def gc_unreachable(self, *, keep_revisions: int = 1) -> m.GcReport:
