@@ -30,6 +30,7 @@ next. Messages never contain payloads, only ids and counts. Nothing here knows a
     └── BackendError                      the database failed
         ├── DatabaseOpenError             no database, truncated, newer schema, wrong place
         ├── DatabaseReadOnlyError
+        ├── DatabaseDamagedError
         └── DatabaseFullError
 """
 
@@ -347,6 +348,12 @@ class DatabaseReadOnlyError(BackendError):
     """The database file or its directory cannot be written."""
 
     code = "database_read_only"
+
+
+class DatabaseDamagedError(BackendError):
+    """What is stored cannot be read: a damaged file, or a record that something else wrote."""
+
+    code = "database_damaged"
 
 
 class DatabaseFullError(BackendError):

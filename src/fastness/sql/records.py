@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import msgspec
 
-from fastness.errors import BackendError, GraphInvalidError, StoreError
+from fastness.errors import DatabaseDamagedError, GraphInvalidError, StoreError
 from fastness.model.base import Record, decode_record, decoder_of, has_current_version
 from fastness.model.transcript import SessionNodeRecord
 
@@ -20,7 +20,7 @@ def stored(kind: type[R], body: str | bytes) -> R:
     try:
         return decode_record(kind, body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BackendError(
+        raise DatabaseDamagedError(
             f"a stored {kind.__name__} is damaged: {error}",
             "restore it from a backup; 'check' lists what else is damaged",
         ) from None
