@@ -30,7 +30,7 @@ class EncodedTurn(NamedTuple):
     """Everything that a turn writes, ready to be bound."""
 
     turn: int
-    rows: list[tuple[int, int, str, int | None, str]]
+    rows: list[tuple[int, int, str, int | None, int, str]]
     blobs: list[tuple[str, bytes]]
     ids: str
 
@@ -67,7 +67,7 @@ class BareScript:
         nodes = turn_nodes(leaf, turn)
         first = (turn - 1) * 4 + 1
         rows = [
-            (1, first + at, node.node_id, first + at - 1 or None, encode(node).decode())
+            (1, first + at, node.node_id, first + at - 1 or None, 0, encode(node).decode())
             for at, node in enumerate(nodes)
         ]
         state = b"open reservations and what was said about them, " * 20 + str(turn).encode()

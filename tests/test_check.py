@@ -66,7 +66,8 @@ async def test_a_sound_database_has_no_findings(sound: Path) -> None:
 
 
 DAMAGE = [
-    ("update node set body = 'x' where node_id = 'b'", "graph", "node 'b' cannot be read"),
+    ("update node set body = 'x' where node_id = 'b'", "graph", "node 'b' is damaged"),
+    ("update node set body = replace(body, 'hello', 'hallo') where node_id = 'b'", "graph", "node 'b' is damaged"),
     ("update node set node_id = 'z' where node_id = 'b'", "graph", "node 'z' says that it is 'b'"),
     ("update node set parent_seq = null where node_id = 'b'", "graph", "node 'b' has lost its parent 'a'"),
     ("delete from node where node_id = 'a'", "graph", "node 'b' has no such parent as 'a'"),

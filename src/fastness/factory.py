@@ -15,7 +15,7 @@ from typing import Literal, Self
 
 from fastness.decide import limits
 from fastness.engines.engine import Clock, Engine, system_clock
-from fastness.engines.sqlite import BatchHook, SqliteEngine, check_path
+from fastness.engines.sqlite import BatchHook, SqliteEngine, check_path, holds_bytes
 from fastness.errors import DatabaseOpenError, InvalidInputError
 from fastness.liveness import is_dead as process_is_dead
 from fastness.model import (
@@ -192,9 +192,10 @@ class InMemorySessionStore(SessionStore):
 
 
 def open_database(url: str, *, existing_only: bool = False) -> EngineSessionStoreFactory:
-    """Name a database by url. With ``existing_only`` a missing file is an error instead of a new database.
+    """Name a database by url. With ``existing_only`` a missing or empty file is an error instead of a new database.
 
-    Raises ``InvalidInputError`` for a url of no known kind, ``DatabaseOpenError`` for a file that is not there.
+    Raises ``InvalidInputError`` for a url of no known kind, ``DatabaseOpenError`` for a file that is not there or cannot
+    be reached.
     """
     if not isinstance(url, str):
         raise InvalidInputError("database", "must be a url")
@@ -204,6 +205,6 @@ def open_database(url: str, *, existing_only: bool = False) -> EngineSessionStor
     if scheme != "sqlite" or not mark or not path or "\0" in path:
         raise InvalidInputError("database", "must be sqlite:///relative/path, sqlite:////absolute/path or memory:")
     check_path(path)
-    if existing_only and not Path(path).exists():
+    if existing_only and not holds_bytes(path):
         raise DatabaseOpenError(f"there is no database at {path!r}", "name one that exists, or import something first")
     return SqliteSessionStoreFactory(path)

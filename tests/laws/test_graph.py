@@ -188,6 +188,7 @@ async def test_g2_a_path_may_be_deeper_than_any_stack(lab: Lab) -> None:
 
 
 CORRUPTIONS = {
+    "one letter is another": "update node set body = replace(body, 'hello', 'hallo') where node_id = 'b'",
     "no JSON": "update node set body = 'garbage' where node_id = 'b'",
     "half a record": "update node set body = substr(body, 1, 20) where node_id = 'b'",
     "another shape": "update node set body = '{\"v\":1,\"node_id\":7}' where node_id = 'b'",

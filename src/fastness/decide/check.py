@@ -13,7 +13,7 @@ from fastness.model.reports import CheckFinding
 
 
 class NodeFact(msgspec.Struct, frozen=True):
-    """A stored node: its columns, and what its body says (``body_id`` is None where it cannot be read)."""
+    """A stored node: its columns, and what its body says (``body_id`` is None where it is damaged)."""
 
     seq: int
     node_id: str
@@ -153,7 +153,7 @@ class NodeAudit:
 
     def _fault(self, node: NodeFact) -> str | None:
         if node.body_id is None:
-            return "cannot be read"
+            return "is damaged"
         if node.body_id != node.node_id:
             return f"says that it is {node.body_id!r}"
         if node.agent_frame_id is not None and node.agent_frame_id not in self._frames:

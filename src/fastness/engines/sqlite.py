@@ -11,25 +11,31 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import errno
 import os
 import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, TypeVar
 
-import apsw
-
 from fastness.engines.engine import Clock, system_clock
+from fastness.engines.sqlite_faults import is_damage
 from fastness.engines.sqlite_open import Settings
 from fastness.engines.sqlite_readers import Readers
 from fastness.engines.sqlite_run import BatchHook, Job
 from fastness.engines.sqlite_verify import verification
 from fastness.engines.sqlite_writer import Writer
-from fastness.errors import BackendError, HandleUnusableError, InvalidInputError
+from fastness.errors import (
+    BackendError,
+    DatabaseDamagedError,
+    DatabaseOpenError,
+    HandleUnusableError,
+    InvalidInputError,
+)
 from fastness.model.session import DurabilityTier
 from fastness.sql.program import Program, ProgramFactory
 
-__all__ = ["BatchHook", "SqliteEngine", "check_path"]
+__all__ = ["BatchHook", "SqliteEngine", "check_path", "holds_bytes"]
 
 T = TypeVar("T")
 
@@ -58,10 +64,8 @@ class SqliteEngine:
     ) -> None:
         if synchronous not in {"full", "normal"}:
             raise InvalidInputError("synchronous", "must be 'full' or 'normal'")
-        if path is not None:
-            check_path(path)
         self.durability_tier: DurabilityTier = "inline" if path is None else "durable"
-        self.path = None if path is None else Path(path).absolute()
+        self.path = None if path is None else _absolute(path)
         settings = Settings(self.path, clock, synchronous, busy_timeout_ms, allow_network_filesystem, before_batch)
         self._writer = Writer(settings)
         self._readers = Readers(settings)
@@ -107,7 +111,7 @@ class SqliteEngine:
         try:
             return await self.read(verification)
         except BackendError as error:
-            if isinstance(error.__cause__, apsw.CorruptError | apsw.NotADBError):
+            if isinstance(error, DatabaseDamagedError) or is_damage(error.__cause__):
                 return [error.detail]
             raise
 
@@ -159,9 +163,37 @@ def check_path(path: str | Path) -> None:
     if not isinstance(path, str | Path) or not str(path) or "\0" in str(path):
         raise InvalidInputError("path", "must be the path of a file")
     try:
-        os.fsencode(path)
+        str(path).encode()  # SQLite takes UTF-8, whatever this system calls its files by
     except UnicodeEncodeError:
-        raise InvalidInputError("path", "is not valid text") from None
+        raise InvalidInputError("path", "is not valid UTF-8 text") from None
+
+
+def holds_bytes(path: str | Path) -> bool:
+    """Whether there is a file with something in it, so that opening it makes no database out of nothing.
+
+    Raises ``DatabaseOpenError`` where that cannot be found out.
+    """
+    try:
+        return Path(path).stat().st_size > 0
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise _unreachable(path, error) from error
+
+
+def _absolute(path: str | Path) -> Path:
+    check_path(path)
+    try:
+        absolute = Path(path).absolute()
+    except OSError as error:
+        raise _unreachable(path, error) from error
+    check_path(absolute)  # the working directory is part of it now
+    return absolute
+
+
+def _unreachable(path: str | Path, error: OSError) -> DatabaseOpenError:
+    name = errno.errorcode.get(error.errno or 0, "unknown error")
+    return DatabaseOpenError(f"{str(path)!r} cannot be reached ({name})", "check the path and its permissions")
 
 
 def _other_loop() -> HandleUnusableError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import random
 import time
+from typing import TypeAlias
 
 import apsw
 
@@ -16,6 +17,7 @@ from fastness.errors import (
     BackendError,
     CommitOutcomeUnknownError,
     ContendedError,
+    DatabaseDamagedError,
     DatabaseFullError,
     DatabaseOpenError,
     DatabaseReadOnlyError,
@@ -24,6 +26,12 @@ from fastness.errors import (
 
 _SHORTEST_NAP_S = 0.000_5
 _LONGEST_NAP_S = 0.008
+
+_DAMAGED_BELOW = frozenset({apsw.SQLITE_IOERR_CORRUPTFS, apsw.SQLITE_IOERR_DATA})
+_MEND = "run check to see how far it goes, and restore the database from a backup"
+
+Fault: TypeAlias = apsw.Error | UnicodeDecodeError
+"""What a statement raises through the fault of the database; the driver decodes stored text as it hands it out."""
 
 KNOWN_ROLLED_BACK = (apsw.FullError, apsw.BusyError, apsw.LockedError, apsw.ConstraintError, apsw.ReadOnlyError)
 """What COMMIT may raise without leaving a doubt: the record that makes it count was not written whole."""
@@ -62,19 +70,26 @@ def code_of(error: apsw.Error) -> str:
     return str(name or type(error).__name__)
 
 
-def store_error(error: apsw.Error, place: str, waited_ms: int = 0) -> StoreError:
+def is_damage(error: BaseException | None) -> bool:
+    """Whether an error says that what is stored cannot be read. Text that is no UTF-8 was not written by us."""
+    if isinstance(error, apsw.IOError):
+        return error.extendedresult in _DAMAGED_BELOW
+    return isinstance(error, DatabaseDamagedError | apsw.CorruptError | apsw.NotADBError | UnicodeDecodeError)
+
+
+def store_error(error: Fault, place: str, waited_ms: int = 0) -> StoreError:
     """Translate what SQLite raised in a transaction that is rolled back. ``place`` names the database."""
     typed = _typed(error, place, waited_ms)
     typed.__cause__ = error
     return typed
 
 
-def open_error(error: apsw.Error, place: str, waited_ms: int = 0) -> StoreError:
+def open_error(error: Fault, place: str, waited_ms: int = 0) -> StoreError:
     """Translate what SQLite raised while a database was opened."""
     typed: StoreError
     if isinstance(error, apsw.NotADBError):
         typed = DatabaseOpenError(f"{place} is not a SQLite database", "name another file; this one was not changed")
-    elif isinstance(error, apsw.CorruptError):
+    elif is_damage(error):
         typed = DatabaseOpenError(f"{place} is truncated or damaged", "restore it from a backup; nothing was changed")
     elif isinstance(error, apsw.CantOpenError | apsw.SQLError):
         typed = DatabaseOpenError(f"{place} cannot be opened ({code_of(error)})", "check the path and its permissions")
@@ -84,7 +99,9 @@ def open_error(error: apsw.Error, place: str, waited_ms: int = 0) -> StoreError:
     return typed
 
 
-def _typed(error: apsw.Error, place: str, waited_ms: int) -> StoreError:
+def _typed(error: Fault, place: str, waited_ms: int) -> StoreError:
+    if isinstance(error, UnicodeDecodeError):
+        return DatabaseDamagedError(f"stored text in {place} is damaged (it is not UTF-8)", _MEND)
     if isinstance(error, apsw.FullError):
         return DatabaseFullError(f"there is no room left for {place}", "free some space, then retry the same call")
     if isinstance(error, apsw.ReadOnlyError):
@@ -93,8 +110,8 @@ def _typed(error: apsw.Error, place: str, waited_ms: int) -> StoreError:
         )
     if isinstance(error, apsw.BusyError | apsw.LockedError | apsw.ProtocolError):
         return ContendedError(f"{place} stayed locked by another connection", waited_ms)
-    if isinstance(error, apsw.CorruptError | apsw.NotADBError):
-        return BackendError(f"{place} is damaged ({code_of(error)})", "check it, and restore it from a backup")
+    if is_damage(error):
+        return DatabaseDamagedError(f"{place} is damaged ({code_of(error)})", _MEND)
     if isinstance(error, apsw.ConstraintError | apsw.SQLError | apsw.MismatchError | apsw.TooBigError):
         return BackendError(f"{place} refused a statement ({code_of(error)}: {error})", "this is a fault of the caller")
     return BackendError(f"{place} failed ({code_of(error)})")

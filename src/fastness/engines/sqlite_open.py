@@ -23,11 +23,19 @@ from typing import Literal
 import apsw
 
 from fastness.engines.engine import Clock
-from fastness.engines.sqlite_faults import BusyWait, open_error, store_error
+from fastness.engines.sqlite_faults import BusyWait, Fault, open_error, store_error
 from fastness.engines.sqlite_files import SharedFile, acquire
 from fastness.engines.sqlite_mounts import MOUNT_TABLE, file_system_of, is_network
 from fastness.engines.sqlite_run import BatchHook, translate
-from fastness.errors import ContendedError, DatabaseFullError, DatabaseOpenError, DatabaseReadOnlyError, StoreError
+from fastness.engines.sqlite_verify import column_findings
+from fastness.errors import (
+    ContendedError,
+    DatabaseDamagedError,
+    DatabaseFullError,
+    DatabaseOpenError,
+    DatabaseReadOnlyError,
+    StoreError,
+)
 from fastness.sql.migrations import CREATE_LEDGER, LEDGER_TABLE, READ_LEDGER, RECORD, Migration, migrations, missing
 from fastness.sql.schema import SQLITE_TYPES
 
@@ -35,9 +43,11 @@ WAL_SIZE_LIMIT = 48 * 1024 * 1024
 """Bytes that the log keeps on disk once it starts over, a little above what the checkpoint policy lets it grow to."""
 
 _NO_HARD_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
-_ANY_USE = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
+_ANY_USE = apsw.SQLITE_OPEN_READWRITE
 _SMALLEST_PAGE = 512
+_JOURNAL_PAGES = slice(16, 20)  # where a rollback journal says how long the database was
 _STATEMENTS_CACHED = 256
+_FINDINGS_TOLD = 3
 _WRITER_CACHE_KIB = 32_000
 _OTHER_CACHE_KIB = 8_000
 
@@ -70,7 +80,7 @@ class Link:
         self.place = place
         self.wait = wait
 
-    def explain(self, error: apsw.Error) -> StoreError:
+    def explain(self, error: Fault) -> StoreError:
         """Translate an error of this connection."""
         return store_error(error, self.place, self.wait.waited_ms)
 
@@ -91,7 +101,7 @@ def open_writer(settings: Settings) -> Link:
     try:
         _bring_up_to_date(link, settings)
         link.pragma(f"cache_size=-{_WRITER_CACHE_KIB}")
-    except apsw.Error as error:
+    except (apsw.Error, UnicodeDecodeError) as error:
         link.close()
         raise open_error(error, link.place, link.wait.waited_ms) from error
     except BaseException:
@@ -143,13 +153,22 @@ def check_place(settings: Settings) -> None:
     parent = path.parent
     if not parent.is_dir():
         raise DatabaseOpenError(f"the directory {parent} does not exist", "create it, or name another path")
-    _check_file_system(settings, path.resolve().parent)
+    _check_file_system(settings, _real(path).parent)
     if not os.access(parent, os.W_OK | os.X_OK):
         raise DatabaseReadOnlyError(
             f"the directory {parent} cannot be written", "make it writable, or name another path"
         )
     if path.exists():
         _check_file(path)
+    _check_log(path)
+
+
+def _real(path: Path) -> Path:
+    """Follow links as SQLite does, which keeps the log beside the file that they lead to."""
+    try:
+        return path.resolve()
+    except (RuntimeError, OSError) as error:
+        raise DatabaseOpenError(f"{path} cannot be resolved ({error})", "check the links on the way to it") from error
 
 
 def _check_file(path: Path) -> None:
@@ -165,6 +184,46 @@ def _check_file(path: Path) -> None:
         raise DatabaseReadOnlyError(f"{path} cannot be written", "make it writable, or work on a copy")
 
 
+def _check_log(path: Path) -> None:
+    """Refuse a log whose database is gone. SQLite would apply it to the next file of that name, or delete it."""
+    real = _real(path)
+    for suffix in ("-wal", "-journal"):
+        log = real.with_name(real.name + suffix)
+        if not _size(log):
+            continue
+        # Looked at after the log: a log that another process began just now has a database by now.
+        size = _size(path)
+        if size is None:
+            fate = "missing"
+        elif size == 0 and (suffix == "-wal" or _is_of_pages(log)):
+            fate = "empty"
+        else:
+            continue
+        raise DatabaseOpenError(
+            f"{path} is {fate} and its log is still there",
+            f"restore the database file, or remove the log ({log}, {real.name}-shm) if the database is really gone",
+        )
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
+
+
+def _is_of_pages(journal: Path) -> bool:
+    """Whether a rollback journal was begun on a database that had pages.
+
+    It is not where an empty file is being made a database just now, or a crash came in between.
+    """
+    try:
+        with journal.open("rb") as file:
+            return any(file.read(_JOURNAL_PAGES.stop)[_JOURNAL_PAGES])
+    except FileNotFoundError:
+        return False
+
+
 def _check_file_system(settings: Settings, directory: Path) -> None:
     if settings.allow_network_filesystem:
         return
@@ -175,7 +234,7 @@ def _check_file_system(settings: Settings, directory: Path) -> None:
     kind = file_system_of(table, str(directory))
     if is_network(kind):
         raise DatabaseOpenError(
-            f"{settings.path} is on a network file system ({kind}), where SQLite's log is not safe",
+            f"{settings.path} is on a network or host-shared file system ({kind}), where SQLite's log is not safe",
             "use a local disk, or pass allow_network_filesystem=True if one machine alone ever opens it",
         )
 
@@ -193,6 +252,7 @@ def create_if_absent(settings: Settings) -> None:
     draft = path.with_name(f".{path.name}.{secrets.token_hex(6)}.new")
     try:
         _build(settings, draft)
+        _check_log(path)  # once more: building took a while
         try:
             os.link(draft, path)
         except FileExistsError:
@@ -216,7 +276,7 @@ def _make_empty(path: Path) -> None:
 def _build(settings: Settings, draft: Path) -> None:
     place = settings.place
     try:
-        link = _connect(settings, draft)
+        link = _connect(settings, draft, apsw.SQLITE_OPEN_CREATE)
         try:
             _bring_up_to_date(link, settings)
             link.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
@@ -248,11 +308,12 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_keep_open_in_child)
 
 
-def _connect(settings: Settings, path: Path | None) -> Link:
+def _connect(settings: Settings, path: Path | None, also: int = 0) -> Link:
+    # SQLite itself may make a file for a draft only: one that vanished meanwhile may have left its log behind.
     wait = BusyWait(settings.busy_timeout_ms)
     name = ":memory:" if path is None else str(path)
     try:
-        connection = apsw.Connection(name, flags=_ANY_USE, statementcachesize=_STATEMENTS_CACHED)
+        connection = apsw.Connection(name, flags=_ANY_USE | also, statementcachesize=_STATEMENTS_CACHED)
     except apsw.Error as error:
         raise open_error(error, settings.place) from error
     _connections.add(connection)
@@ -291,6 +352,8 @@ def _bring_up_to_date(link: Link, settings: Settings) -> None:
     steps = missing(_applied(link), known)
     if link.connection.readonly("main"):
         raise DatabaseReadOnlyError(f"{link.place} cannot be written", "make it writable, or work on a copy")
+    if not steps:
+        _check_columns(link)
     if settings.path is not None:
         _switch_to_wal(link)
     if steps:
@@ -298,14 +361,29 @@ def _bring_up_to_date(link: Link, settings: Settings) -> None:
 
 
 def _applied(link: Link) -> list[int]:
-    tables = {name for (name,) in link.cursor.execute("select name from sqlite_schema where type = 'table'")}
-    if LEDGER_TABLE in tables:
+    things = set(link.cursor.execute("select type, name from sqlite_schema"))
+    if ("table", LEDGER_TABLE) in things:
         return [version for (version,) in link.cursor.execute(translate(READ_LEDGER))]
-    if any(not name.startswith("sqlite_") for name in tables):
+    # We number neither the file nor its version, so one that has a number is somebody else's, however empty.
+    if things or link.pragma("application_id") or link.pragma("user_version"):
         raise DatabaseOpenError(
             f"{link.place} is a SQLite database of something else", "name another file; this one was not changed"
         )
     return []
+
+
+def _check_columns(link: Link) -> None:
+    """Refuse a database whose ledger is current and whose tables are not: each statement on them would fail."""
+    findings = column_findings(link.cursor)
+    if not findings:
+        return
+    more = len(findings) - _FINDINGS_TOLD
+    told = ", ".join(findings[:_FINDINGS_TOLD]) + (f", and {more} more" if more > 0 else "")
+    damage = DatabaseDamagedError(f"{link.place} was changed by something else", "restore it from a backup")
+    raise DatabaseOpenError(
+        f"{link.place} does not have the tables that this release made in it ({told})",
+        "restore it from a backup, or use the build that changed it; nothing was changed now",
+    ) from damage
 
 
 def _switch_to_wal(link: Link) -> None:

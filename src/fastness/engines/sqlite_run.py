@@ -53,7 +53,10 @@ class Job:
 
 
 def run(
-    job: Job, cursor: apsw.Cursor, before_batch: BatchHook | None, explain: Callable[[apsw.Error], StoreError]
+    job: Job,
+    cursor: apsw.Cursor,
+    before_batch: BatchHook | None,
+    explain: Callable[[apsw.Error | UnicodeDecodeError], StoreError],
 ) -> None:
     """Drive a fresh program of the job. Whatever it raises is kept as ``job.error``, translated by ``explain``."""
     job.wrote = False
@@ -69,7 +72,11 @@ def run(
                 if job.reads_only:
                     raise BackendError("a program that reads asked for a Write", "run it as a write")
                 job.wrote = True
-            batch = program.send(execute(batch, cursor))
+            try:
+                rows = execute(batch, cursor)
+            except UnicodeDecodeError as error:  # told from one that the program itself may raise
+                raise explain(error) from error
+            batch = program.send(rows)
     except StopIteration as stop:
         job.result = stop.value
     except Exception as error:  # noqa: BLE001 - the caller gets it, whatever it is
@@ -79,7 +86,11 @@ def run(
 
 
 def execute(batch: Read | Write, cursor: apsw.Cursor) -> Rows:
-    """Execute the statements of a batch in order; give a list of rows for each."""
+    """Execute the statements of a batch in order; give a list of rows for each.
+
+    Raises ``BackendError`` for a parameter that no column can hold, ``apsw.Error`` for what SQLite refuses, and
+    ``UnicodeDecodeError`` for stored text that cannot be read.
+    """
     rows: Rows = []
     try:
         for statement in batch.statements:
@@ -90,6 +101,8 @@ def execute(batch: Read | Write, cursor: apsw.Cursor) -> Rows:
                 rows.append([])
             else:
                 rows.append(list(cursor.execute(text, statement[1])))
+    except UnicodeDecodeError:
+        raise  # what is stored is at fault, not what was given: that would be an error of encoding
     except (TypeError, ValueError, OverflowError) as error:
         detail = f"a parameter does not fit SQLite ({type(error).__name__})"
         raise BackendError(detail, "this is a fault of the caller") from error

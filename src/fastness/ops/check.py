@@ -19,7 +19,7 @@ from fastness.model.session import AgentFrameRecord, PersistedSessionConfig, Ses
 from fastness.model.transcript import SessionNodeRecord
 from fastness.model.turn_input import PendingTurnInputDraft
 from fastness.sql.program import Program, Read, Row, Statement
-from fastness.sql.records import stored
+from fastness.sql.records import body_crc, stored
 from fastness.sql.schema import SESSION_TABLES
 
 COUNTS = """
@@ -46,7 +46,7 @@ WORK = """
         where e.sid = w.sid and (e.batch_id = w.batch_id or e.source_key = w.source_key))
     from queued_work w where w.sid = $1"""
 NODES = """
-    select seq, node_id, parent_seq, tombstoned, body from node
+    select seq, node_id, parent_seq, tombstoned, crc, body from node
     where sid = $1 and seq > $2 order by seq limit $3"""
 
 _NODES_PER_READ = 1000
@@ -159,8 +159,8 @@ def _claim_fact(kind: str, record: type[R], row: Row) -> ClaimFact:
 
 
 def _node_fact(row: Row) -> NodeFact:
-    seq, node_id, parent_seq, tombstoned, body = row
+    seq, node_id, parent_seq, tombstoned, crc, body = row
     node = _read(SessionNodeRecord, body)
-    if node is None:
+    if node is None or body_crc(body) != crc:
         return NodeFact(seq, node_id, parent_seq, bool(tombstoned), None, None, None)
     return NodeFact(seq, node_id, parent_seq, bool(tombstoned), node.node_id, node.parent_node_id, node.agent_frame_id)

@@ -7,19 +7,14 @@ names of a table and its id. Everything here runs under the lane's lock, except 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, TypeVar
-
-import msgspec
+from typing import NamedTuple
 
 from fastness.decide import claims as rules
 from fastness.decide.claims import Claimable, HeldRow, ShownClaim
 from fastness.decide.lane import LaneFacts
-from fastness.errors import BackendError, ClaimExpiredError
-from fastness.model.base import Record, decode_record
+from fastness.errors import ClaimExpiredError
 from fastness.ops.lane import Target, lane_facts, lane_statement, lock_lane
 from fastness.sql.program import Program, Read, Row, Statement, Write, id_list
-
-R = TypeVar("R", bound=Record)
 
 FREE = "(claim_id is null or lane_token <> $2)"
 """No live claim holds the row. ``$2`` is the lane's live token, 0 while it is free: no row was granted under 0."""
@@ -138,11 +133,3 @@ def abandon(table: ClaimTable, target: Target, claim_id: str) -> Program[None]:
     lane = yield from lock_lane(target)
     if lane is not None:
         yield Write(Statement(table.give_back, (lane.sid, claim_id)))
-
-
-def read_draft(kind: type[R], row_id: str, body: str) -> R:
-    """Read a stored draft. A record of another version says so; one that is damaged is a ``BackendError``."""
-    try:
-        return decode_record(kind, body)
-    except msgspec.MsgspecError as error:
-        raise BackendError(f"the stored {kind.__name__} {row_id!r} cannot be read: {error}") from error

@@ -17,7 +17,7 @@ from fastness.model.session import AgentFrameRecord
 from fastness.ops import queued_work, turn_input
 from fastness.ops.lane import Target, free_lane, lane_facts, lane_statement
 from fastness.sql.program import Many, Program, Read, Row, Statement, Write, id_list
-from fastness.sql.records import stored
+from fastness.sql.records import body_crc, stored
 
 HEAD_FACTS = """
     select revision, leaf_node_id, node_count, next_seq, config, agent_frame_id, checkpoint_ref, checkpoint
@@ -35,7 +35,7 @@ USAGE = """
     from token_usage where sid = $1 and source in any_of($2)"""
 HELD_ATTACHMENTS = "select attachment_id from attachment where sid = $1 and attachment_id in any_of($2)"
 
-ADD_NODE = "insert into node (sid, seq, node_id, parent_seq, body) values ($1, $2, $3, $4, $5)"
+ADD_NODE = "insert into node (sid, seq, node_id, parent_seq, crc, body) values ($1, $2, $3, $4, $5, $6)"
 DROP_LIVE_NODES = "delete from node where sid = $1 and tombstoned = 0"
 PUT_FRAME = """
     insert into agent_frame (sid, frame_id, seq, body) values ($1, $2, $3, $4)
@@ -194,7 +194,7 @@ def _graph(given: CommitInput, plan: Settlement, sid: int) -> Iterable[Statement
         yield Many(
             ADD_NODE,
             [
-                (sid, node.seq, node.node_id, node.parent_seq, body)
+                (sid, node.seq, node.node_id, node.parent_seq, body_crc(body), body)
                 for node, body in zip(plan.placed, given.node_bodies, strict=True)
             ],
         )

@@ -43,8 +43,8 @@ LEDGER = """
     select source, model, input_tokens, output_tokens, cache_read_tokens, cache_write_tokens, reasoning_output_tokens
     from token_usage where sid = $1 order by source, model"""
 BLOBS = "select ref, body from blob where ref in any_of($1)"
-LIVE_NODES = "select body from node where sid = $1 and tombstoned = 0 order by seq"
-NODE = "select body from node where sid = $1 and node_id = $2 and tombstoned = 0"
+LIVE_NODES = "select body, crc from node where sid = $1 and tombstoned = 0 order by seq"
+NODE = "select body, crc from node where sid = $1 and node_id = $2 and tombstoned = 0"
 # A parent is older than its child, so the walk ends even where a file is damaged. The cross join has SQLite go through
 # the path and look each node up, whatever it thinks of their numbers.
 PATH = """
@@ -53,7 +53,7 @@ PATH = """
         union all
         select n.seq, n.parent_seq from path p join node n on n.sid = $1 and n.seq = p.parent_seq
         where n.seq < p.seq and n.tombstoned = 0)
-    select n.body from path p cross join node n where n.sid = $1 and n.seq = p.seq order by p.seq"""
+    select n.body, n.crc from path p cross join node n where n.sid = $1 and n.seq = p.seq order by p.seq"""
 
 
 class SessionRow(msgspec.Struct, frozen=True):
@@ -124,7 +124,7 @@ def load_node(target: Target, node_id: str) -> Program[SessionNodeRecord | None]
     if row is None:
         return None
     (rows,) = yield Read(Statement(NODE, (row.sid, node_id)))
-    return stored_nodes(target.session_id, [rows[0][0]])[0] if rows else None
+    return stored_nodes(target.session_id, rows)[0] if rows else None
 
 
 def load_session(target: Target, scope: SessionReadScope) -> Program[PersistedSessionRead | None]:
@@ -158,11 +158,11 @@ def load_session(target: Target, scope: SessionReadScope) -> Program[PersistedSe
 def _load_graph(session_id: str, sid: int, head: SessionHeadMeta, scope: SessionReadScope) -> Program[SessionGraph]:
     if isinstance(scope, FullGraph):
         (rows,) = yield Read(Statement(LIVE_NODES, (sid,)))
-        nodes = stored_nodes(session_id, [body for (body,) in rows])
+        nodes = stored_nodes(session_id, rows)
         return rules.full_graph(session_id, nodes, head.leaf_node_id, head.node_count)
     leaf = head.leaf_node_id if scope.leaf_node_id is None else scope.leaf_node_id
     (rows,) = yield Read(Statement(PATH, (sid, leaf)))
-    return rules.active_path(session_id, stored_nodes(session_id, [body for (body,) in rows]), leaf)
+    return rules.active_path(session_id, stored_nodes(session_id, rows), leaf)
 
 
 def _load_checkpoint(body: str | None) -> Program[HydratedSessionCheckpoint | None]:

@@ -31,6 +31,7 @@ from fastness.ops import claims
 from fastness.ops.claims import EARLIER, FREE, GRANT_COLUMNS, NO_GRANT, claim_table, held_row
 from fastness.ops.lane import Target, draw_admission, lock_lane, lock_lane_or_create
 from fastness.sql.program import Program, Read, Row, Statement, Write
+from fastness.sql.records import stored
 
 __all__ = [
     "abandon",
@@ -252,7 +253,7 @@ def _waiting_work(row: Row) -> WaitingWork:
 
 
 def _granted_batch(row: claims.GrantedRow) -> QueuedWorkBatch:
-    draft = claims.read_draft(QueuedWorkBatchDraft, row.row_id, row.body)
+    draft = stored(QueuedWorkBatchDraft, row.body, repr(row.row_id))
     return rules.as_batch(WorkRow(row.row_id, row.seq, None, row.enqueued_ms, Grant(), draft), "claimed")
 
 
@@ -263,5 +264,5 @@ def _batch(row: Row, lane: LaneFacts) -> QueuedWorkBatch:
 
 def _work_row(row: Row) -> WorkRow:
     batch_id, seq, settled, enqueued_ms, *grant, body = row
-    draft = claims.read_draft(QueuedWorkBatchDraft, batch_id, body)
+    draft = stored(QueuedWorkBatchDraft, body, repr(batch_id))
     return WorkRow(batch_id, seq, settled, enqueued_ms, Grant(*grant), draft)

@@ -40,6 +40,7 @@ from fastness.ops import claims
 from fastness.ops.claims import EARLIER, FREE, GRANT_COLUMNS, NO_GRANT, ClaimTable, claim_table, held_row
 from fastness.ops.lane import Target, draw_admission, lock_lane, lock_lane_or_create
 from fastness.sql.program import Program, Read, Row, Statement, Write, id_list
+from fastness.sql.records import stored
 
 __all__ = [
     "abandon",
@@ -270,7 +271,7 @@ def _grant(
     token, granted = yield from claims.grant_rows(table, lane, claim_id, chosen)
     inputs = []
     for row in granted:
-        draft = claims.read_draft(PendingTurnInputDraft, row.row_id, row.body)
+        draft = stored(PendingTurnInputDraft, row.body, repr(row.row_id))
         kept = InputRow(row.row_id, row.seq, state, lane.live_token, False, row.enqueued_ms, Grant(), draft)
         inputs.append(rules.as_input(kept, state))
     return TurnInputClaim(
@@ -319,5 +320,5 @@ def defer_settled(sid: int, receipts_until_ms: int) -> Statement:
 
 def _input_row(row: Row) -> InputRow:
     input_id, seq, state, admission_token, turn_settled, enqueued_ms, *grant, body = row
-    draft = claims.read_draft(PendingTurnInputDraft, input_id, body)
+    draft = stored(PendingTurnInputDraft, body, repr(input_id))
     return InputRow(input_id, seq, state, admission_token, bool(turn_settled), enqueued_ms, Grant(*grant), draft)

@@ -62,13 +62,15 @@ _TABLES = (
     checkpoint text,
     updated_ms {integer} not null
 ){suffix}""",
-    # body is the whole SessionNodeRecord; parent_seq is there so that a path is walked over integers.
+    # body is the whole SessionNodeRecord and crc its CRC-32, so that a byte that changed on disk is an error and not
+    # another conversation; parent_seq is there so that a path is walked over integers.
     """create table node (
     sid {integer} not null,
     seq {integer} not null,
     node_id text not null,
     parent_seq {integer},
     tombstoned {integer} not null default 0,
+    crc {integer} not null,
     body text not null
 ){suffix}""",
     "create unique index node_by_seq on node (sid, seq)",
