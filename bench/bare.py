@@ -97,7 +97,7 @@ class BareScript:
             _MOVE,
             (1, revision + 1, leaf, 4 * turn, 4 * turn + 1, '{"v":1}', None, blobs[1][0], blobs[1][1].decode(), 0),
         )
-        execute(_LOG, (1, revision + 1, "turn", f"turn-{turn}", "0" * 64, leaf, blobs[1][0], 0, _RESULT))
+        execute(_LOG, (1, revision + 1, "turn", f"turn-{turn}", "0" * 64, leaf, blobs[1][0], 0, _RESULT, None))
         claim_id = f"{turn:030x}ff"
         execute(_KEEP, (1, claim_id, "completed", 0))
         execute(_FORGET, (1, claim_id))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from fastness.decide.limits import (
+    MAX_INT,
     check_batch_draft,
     check_budget,
     check_claim_names,
@@ -22,7 +23,7 @@ from fastness.decide.limits import (
     utf8_size,
 )
 from fastness.errors import InvalidInputError
-from fastness.model.base import checked, encode, sha256_hex
+from fastness.model.base import checked, checked_bodies, encode, sha256_hex
 from fastness.model.checkpoint import (
     BlobRef,
     HydratedSessionCheckpoint,
@@ -94,8 +95,8 @@ def prepare(commit: RuntimeCommit, budget_bytes: int) -> CommitInput:
         _check_node(node)
     for frame in commit.agent_frames:
         _check_frame(frame)
-    node_bodies = [checked(SessionNodeRecord, node)[1] for node in nodes]
-    frame_bodies = [checked(AgentFrameRecord, frame)[1] for frame in commit.agent_frames]
+    node_bodies = checked_bodies(SessionNodeRecord, nodes)
+    frame_bodies = checked_bodies(AgentFrameRecord, commit.agent_frames)
     checkpoint = None if commit.checkpoint is None else _checkpoint(commit.checkpoint)
     size = sum(map(utf8_size, node_bodies)) + sum(map(utf8_size, frame_bodies))
     size += sum(len(encode(entry)) for entry in commit.outbox)
@@ -116,13 +117,12 @@ def prepare(commit: RuntimeCommit, budget_bytes: int) -> CommitInput:
     )
 
 
-_SHAPE: tuple[tuple[str, tuple[type, ...]], ...] = (
-    ("session_execution_lease", (SessionExecutionLeaseFence, type(None))),
-    ("release_session_execution_lease", (SessionExecutionLeaseCompletion, type(None))),
-    ("config", (PersistedSessionConfig, type(None))),
-    ("graph", (Unchanged, Append, ReplaceFull)),
-    ("checkpoint", (HydratedSessionCheckpoint, type(None))),
-    ("turn_commit", (RuntimeTurnCommitStamp, type(None))),
+_OPTIONAL: tuple[tuple[str, type], ...] = (
+    ("session_execution_lease", SessionExecutionLeaseFence),
+    ("release_session_execution_lease", SessionExecutionLeaseCompletion),
+    ("config", PersistedSessionConfig),
+    ("checkpoint", HydratedSessionCheckpoint),
+    ("turn_commit", RuntimeTurnCommitStamp),
 )
 _LISTS: tuple[tuple[str, tuple[type, ...]], ...] = (
     ("agent_frames", (AgentFrameRecord,)),
@@ -135,15 +135,18 @@ _LISTS: tuple[tuple[str, tuple[type, ...]], ...] = (
 
 
 def _check_shape(commit: RuntimeCommit) -> None:
-    if not isinstance(commit, RuntimeCommit):
-        raise InvalidInputError("commit", f"must be a RuntimeCommit, not {type(commit).__name__}")
-    for name, kinds in _SHAPE:
-        if not isinstance(getattr(commit, name), kinds):
-            raise InvalidInputError(f"commit.{name}", f"must be {_names(kinds)}")
+    check_type("commit", commit, RuntimeCommit)
+    for name, kind in _OPTIONAL:
+        value = getattr(commit, name)
+        if value is not None:
+            check_type(name, value, kind)
     for name, kinds in _LISTS:
         values = getattr(commit, name)
-        if not isinstance(values, tuple | list) or not all(isinstance(value, kinds) for value in values):
-            raise InvalidInputError(f"commit.{name}", f"must be a tuple of {_names(kinds)}")
+        if values != ():
+            check_type(name, values, tuple, list)
+            for value in values:
+                check_type(name, value, *kinds)
+    check_type("graph", commit.graph, Unchanged, Append, ReplaceFull)
     _check_graph(commit.graph)
     _check_names(commit)
     for entry in commit.outbox:
@@ -172,10 +175,6 @@ def _check_names(commit: RuntimeCommit) -> None:
     for work in commit.completed_queue_claims:
         check_claim_names(work.session_id, work.claim_id, work.fencing_token, work.batch_ids)
     check_ids("commit.committed_attachment_ids", commit.committed_attachment_ids)
-
-
-def _names(kinds: tuple[type, ...]) -> str:
-    return " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
 
 
 def _check_graph(delta: Unchanged | Append | ReplaceFull) -> None:
@@ -227,8 +226,9 @@ def _usage(deltas: tuple[TokenLedgerEntry, ...]) -> dict[tuple[str, str], TokenU
 def _check_usage(what: str, usage: object) -> None:
     if not isinstance(usage, TokenUsage):
         raise InvalidInputError(what, "must be a TokenUsage")
-    for counter in usage.__struct_fields__:
-        check_count(f"{what}.{counter}", getattr(usage, counter))
+    for name, counter in zip(usage.__struct_fields__, msgspec.structs.astuple(usage), strict=True):
+        if type(counter) is not int or not 0 <= counter <= MAX_INT:
+            check_count(f"{what}.{name}", counter)
 
 
 def check_usage_totals(totals: dict[tuple[str, str], TokenUsage]) -> None:

@@ -7,6 +7,7 @@ with its schema version (``{"v":1,…``), so that a reader can refuse a version 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -74,6 +75,14 @@ def raw_json(value: Any) -> msgspec.Raw:
 
 
 _decoders: dict[type[Value], msgspec.json.Decoder[Any]] = {}
+_list_decoders: dict[type[Value], msgspec.json.Decoder[Any]] = {}
+
+
+def _list_decoder_of(kind: type[V]) -> msgspec.json.Decoder[list[V]]:
+    known = _list_decoders.get(kind)
+    if known is None:
+        known = _list_decoders[kind] = msgspec.json.Decoder(list[kind])  # type: ignore[valid-type]
+    return known
 
 
 def decoder_of(kind: type[V]) -> msgspec.json.Decoder[V]:
@@ -133,3 +142,17 @@ def checked(kind: type[R], value: R) -> tuple[R, str]:
             kind.__name__, "does not round-trip (foreign JSON must be exactly one value without outer white space)"
         )
     return again, body
+
+
+def checked_bodies(kind: type[R], values: Sequence[R]) -> list[str]:
+    """Give the JSON of several records, each as ``checked`` gives it, at less cost."""
+    if all(type(value) is kind for value in values):
+        try:
+            encoded = [_encoder.encode(value) for value in values]
+            again = _list_decoder_of(kind).decode(b"[%b]" % b",".join(encoded))
+            # One by one: foreign JSON that ends its record early could pass for two in the list as a whole.
+            if [_encoder.encode(value) for value in again] == encoded:
+                return [body.decode() for body in encoded]
+        except (TypeError, ValueError, RecursionError, msgspec.MsgspecError):
+            pass  # what is wrong, and with which of them, is for the slow way to say
+    return [checked(kind, value)[1] for value in values]
