@@ -194,8 +194,8 @@ class InMemorySessionStore(SessionStore):
 def open_database(url: str, *, existing_only: bool = False) -> EngineSessionStoreFactory:
     """Name a database by url. With ``existing_only`` a missing or empty file is an error instead of a new database.
 
-    Raises ``InvalidInputError`` for a url of no known kind, ``DatabaseOpenError`` for a file that is not there or cannot
-    be reached.
+    Raises ``InvalidInputError`` for a url of no known kind, ``DatabaseOpenError`` for a file that is not there or that
+    cannot be reached.
     """
     if not isinstance(url, str):
         raise InvalidInputError("database", "must be a url")

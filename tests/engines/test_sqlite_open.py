@@ -318,9 +318,13 @@ def test_a_table_that_says_nothing_gives_none() -> None:
 
 
 def test_network_file_systems_are_known() -> None:
-    """What is reached over a network is told from what is local."""
+    """What several machines may have in use, a host and its guests included, is told from what is local."""
     for kind in ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "fuse.sshfs"):
         assert is_network(kind), kind
+    for kind in ("drvfs", "fuse.grpcfuse", "fuse.vmhgfs-fuse", "prl_fs", "vboxsf", "virtiofs", "vmhgfs", "wekafs"):
+        assert is_network(kind), kind
+    for name in ("alluxio", "blobfuse2", "gcsfuse", "hdfs", "mountpoint-s3", "rclone", "s3fs"):
+        assert is_network(f"fuse.{name}"), name
     for kind in ("ext4", "xfs", "btrfs", "tmpfs", "overlay", "zfs", "apfs", "fuse.gocryptfs", "fuseblk"):
         assert not is_network(kind), kind
 
@@ -332,7 +336,7 @@ async def test_a_network_file_system_is_refused_unless_allowed(path: Path, monke
     monkeypatch.setattr(sqlite_open, "MOUNT_TABLE", str(table))
     error = await opening(path)
     assert type(error) is DatabaseOpenError
-    assert "network file system (nfs4)" in str(error)
+    assert "file system (nfs4)" in str(error)
     assert not path.exists()
     assert await opening(path, allow_network_filesystem=True) is None
 

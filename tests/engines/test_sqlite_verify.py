@@ -31,7 +31,6 @@ def by_hand(path: Path, sql: str) -> None:
         ("select 1", []),
         ("create table mine (x)", []),
         ("drop index node_by_id", ["the index node_by_id is missing"]),
-        ("drop table attachment_mark", ["the table attachment_mark is missing"]),
         ("alter table head add column extra text", ["the table head is not as it was made"]),
     ],
 )

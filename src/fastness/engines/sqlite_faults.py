@@ -27,7 +27,7 @@ from fastness.errors import (
 _SHORTEST_NAP_S = 0.000_5
 _LONGEST_NAP_S = 0.008
 
-_DAMAGED_BELOW = frozenset({apsw.SQLITE_IOERR_CORRUPTFS, apsw.SQLITE_IOERR_DATA})
+_DAMAGED_BELOW = frozenset({"SQLITE_IOERR_CORRUPTFS", "SQLITE_IOERR_DATA"})  # by what the file system tells
 _MEND = "run check to see how far it goes, and restore the database from a backup"
 
 Fault: TypeAlias = apsw.Error | UnicodeDecodeError
@@ -73,7 +73,7 @@ def code_of(error: apsw.Error) -> str:
 def is_damage(error: BaseException | None) -> bool:
     """Whether an error says that what is stored cannot be read. Text that is no UTF-8 was not written by us."""
     if isinstance(error, apsw.IOError):
-        return error.extendedresult in _DAMAGED_BELOW
+        return code_of(error) in _DAMAGED_BELOW
     return isinstance(error, DatabaseDamagedError | apsw.CorruptError | apsw.NotADBError | UnicodeDecodeError)
 
 
@@ -100,8 +100,9 @@ def open_error(error: Fault, place: str, waited_ms: int = 0) -> StoreError:
 
 
 def _typed(error: Fault, place: str, waited_ms: int) -> StoreError:
-    if isinstance(error, UnicodeDecodeError):
-        return DatabaseDamagedError(f"stored text in {place} is damaged (it is not UTF-8)", _MEND)
+    if isinstance(error, UnicodeDecodeError) or is_damage(error):
+        what = "contains text that is not UTF-8" if isinstance(error, UnicodeDecodeError) else code_of(error)
+        return DatabaseDamagedError(f"{place} is damaged ({what})", _MEND)
     if isinstance(error, apsw.FullError):
         return DatabaseFullError(f"there is no room left for {place}", "free some space, then retry the same call")
     if isinstance(error, apsw.ReadOnlyError):
@@ -110,8 +111,6 @@ def _typed(error: Fault, place: str, waited_ms: int) -> StoreError:
         )
     if isinstance(error, apsw.BusyError | apsw.LockedError | apsw.ProtocolError):
         return ContendedError(f"{place} stayed locked by another connection", waited_ms)
-    if is_damage(error):
-        return DatabaseDamagedError(f"{place} is damaged ({code_of(error)})", _MEND)
     if isinstance(error, apsw.ConstraintError | apsw.SQLError | apsw.MismatchError | apsw.TooBigError):
         return BackendError(f"{place} refused a statement ({code_of(error)}: {error})", "this is a fault of the caller")
     return BackendError(f"{place} failed ({code_of(error)})")
