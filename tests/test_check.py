@@ -106,3 +106,16 @@ async def test_damage_is_a_finding_of_its_kind(sound: Path, sql: str, rule: str,
     connection.close()
     report = await checked(sound)
     assert any(finding.rule == rule and detail in finding.detail for finding in report.findings), report.findings
+
+
+async def test_text_that_is_none_is_a_finding_and_the_rest_is_looked_at(sound: Path) -> None:
+    """Damage below the level of records names its session; the others are verified all the same."""
+    async with SqliteSessionStoreFactory(sound) as factory:
+        other = await factory.create_store(SessionStoreCreateRequest("other"))
+        await turn(other, node("a"), session_id="other")
+    connection = apsw.Connection(str(sound))
+    connection.execute("update node set body = cast(x'7bff' as text) where node_id = 'b'")
+    connection.close()
+    report = await checked(sound)
+    assert [(finding.rule, finding.session_id) for finding in report.findings] == [("file", "s")]
+    assert report.session_count == 2

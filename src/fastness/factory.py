@@ -13,10 +13,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
+import msgspec
+
 from fastness.decide import limits
 from fastness.engines.engine import Clock, Engine, system_clock
 from fastness.engines.sqlite import BatchHook, SqliteEngine, check_path, holds_bytes
-from fastness.errors import DatabaseOpenError, InvalidInputError
+from fastness.errors import DatabaseDamagedError, DatabaseOpenError, InvalidInputError
 from fastness.liveness import is_dead as process_is_dead
 from fastness.model import (
     CheckFinding,
@@ -30,6 +32,7 @@ from fastness.model import (
     SessionStoreCreateRequest,
 )
 from fastness.ops import check, directory, maintenance
+from fastness.ops.check import SessionCheck
 from fastness.store import SessionStore, StoreOptions
 
 _MAX_PAGE = 10_000
@@ -91,26 +94,33 @@ class EngineSessionStoreFactory:
         ``progress`` is called with how many sessions were looked at and how many there are.
         """
         findings = [CheckFinding("file", None, fault) for fault in await self.engine.verify()]
-        report = await self.engine.read(check.check_database)
-        findings += report.findings
-        total, done, after, nodes, commits = report.session_count, 0, 0, 0, 0
-        while True:
-            one = await self.engine.read(partial(check.check_next_session, after))
-            if one is None:
-                break
-            findings += one.findings
-            nodes, commits, done, after = nodes + one.node_count, commits + one.commit_count, done + 1, one.sid
-            if progress is not None:
-                progress(done, max(total, done))
-        return CheckReport(
-            done,
-            nodes,
-            commits,
-            report.blob_count,
-            report.pending_input_count,
-            report.queued_batch_count,
-            tuple(findings),
+        report = CheckReport(0, 0, 0, 0, 0, 0)
+        done = nodes = commits = after = 0
+        try:
+            report = await self.engine.read(check.check_database)
+            while (found := await self.engine.read(partial(check.next_session, after))) is not None:
+                after, session_id = found
+                one = await self._check_session(after, session_id)
+                findings += one.findings
+                nodes, commits, done = nodes + one.node_count, commits + one.commit_count, done + 1
+                if progress is not None:
+                    progress(done, max(report.session_count, done))
+        except (DatabaseDamagedError, DatabaseOpenError) as error:
+            findings.append(CheckFinding("file", None, f"the verification ended early: {error.detail}"))
+        return msgspec.structs.replace(
+            report,
+            session_count=done,
+            node_count=nodes,
+            commit_count=commits,
+            findings=(*findings, *report.findings),
         )
+
+    async def _check_session(self, sid: int, session_id: str) -> SessionCheck:
+        """Verify one session; damage below the level of records is a finding, too, and the next one is looked at."""
+        try:
+            return await self.engine.read(partial(check.check_session, sid))
+        except DatabaseDamagedError as error:
+            return SessionCheck(0, 0, (CheckFinding("file", session_id, error.detail),))
 
     async def gc_unreachable(self, *, keep_revisions: int = 1) -> GcReport:
         """Delete the blobs of the database that no retained checkpoint needs (law M1)."""

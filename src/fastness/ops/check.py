@@ -26,7 +26,8 @@ COUNTS = """
     select (select count(*) from session), (select count(*) from blob), (select count(*) from turn_input),
         (select count(*) from queued_work)"""
 ORPHANS = "select count(*) from {table} where sid not in (select sid from session)"
-NEXT_SESSION = "select sid, session_id, meta, config from session where sid > $1 order by sid limit 1"
+NEXT_SESSION = "select sid, session_id from session where sid > $1 order by sid limit 1"
+SESSION = "select session_id, meta, config from session where sid = $1"
 LANE = "select admission_seq, fencing_token from lane where sid = $1"
 HEAD = """
     select revision, leaf_node_id, node_count, next_seq, agent_frame_id, checkpoint_ref, checkpoint
@@ -53,9 +54,8 @@ _NODES_PER_READ = 1000
 
 
 class SessionCheck(msgspec.Struct, frozen=True):
-    """What the verification of one session found, and where to go on."""
+    """What the verification of one session found."""
 
-    sid: int
     node_count: int
     commit_count: int
     findings: tuple[CheckFinding, ...]
@@ -71,12 +71,18 @@ def check_database() -> Program[CheckReport]:
     return CheckReport(sessions, 0, 0, blobs, inputs, batches, tuple(rules.database_findings(by_table)))
 
 
-def check_next_session(after_sid: int) -> Program[SessionCheck | None]:
-    """Verify the first session behind ``after_sid``; None when there is none."""
+def next_session(after_sid: int) -> Program[tuple[int, str] | None]:
+    """Give the key and id of the first session behind ``after_sid``; None when there is none."""
     (sessions,) = yield Read(Statement(NEXT_SESSION, (after_sid,)))
+    return sessions[0] if sessions else None
+
+
+def check_session(sid: int) -> Program[SessionCheck]:
+    """Verify one session. One that was deleted meanwhile has nothing to find."""
+    (sessions,) = yield Read(Statement(SESSION, (sid,)))
     if not sessions:
-        return None
-    sid, session_id, meta, config = sessions[0]
+        return SessionCheck(0, 0, ())
+    ((session_id, meta, config),) = sessions
     lanes, heads, ((log_count, newest),), last, frames, held, inputs, work = yield Read(
         *(Statement(sql, (sid,)) for sql in (LANE, HEAD, LOG, NEWEST, FRAMES, HELD, INPUTS, WORK))
     )
@@ -105,7 +111,7 @@ def check_next_session(after_sid: int) -> Program[SessionCheck | None]:
         findings += audit.findings([_node_fact(row) for row in nodes])
         count, after = count + len(nodes), nodes[-1][0]
     findings += audit.closing(head)
-    return SessionCheck(sid, count, log_count, tuple(findings))
+    return SessionCheck(count, log_count, tuple(findings))
 
 
 R = TypeVar("R", bound=Record)
