@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from bench.bare import BareScript
-from bench.turns import Turns, grow
+from bench.turns import Turns
 from fastness.persistence import SqliteSessionStoreFactory
 
 ROUNDS = 7
@@ -25,7 +25,7 @@ async def _timed(path: Path, waiters: int, turns: int) -> float:
 
         async def drive(session: Turns) -> None:
             for _ in range(turns):
-                await session.land(session.commit())
+                await session.turn()
 
         started = time.perf_counter()
         await asyncio.gather(*(drive(session) for session in sessions))
@@ -71,7 +71,7 @@ def under_load(folder: Path) -> dict[str, object]:
             for _ in range(40):
                 for session in sessions:
                     started = time.perf_counter()
-                    await session.land(session.commit())
+                    await session.turn()
                     seconds.append(time.perf_counter() - started)
                 largest = max(largest, log.stat().st_size)
         return seconds, largest
@@ -96,15 +96,12 @@ def as_a_session_grows(folder: Path) -> dict[str, object]:
         small_s: list[float] = []
         large_s: list[float] = []
         async with SqliteSessionStoreFactory(folder / "grown.db") as factory:
-            small = await Turns.prepare(factory, "small", ROUNDS * 100)
-            large = await Turns.prepare(factory, "large", ROUNDS * 100)
-            await grow(small, 100)
-            await grow(large, 100_000)
+            small = await Turns.prepare(factory, "small", ROUNDS * 100, nodes=100)
+            large = await Turns.prepare(factory, "large", ROUNDS * 100, nodes=100_000)
             for _ in range(ROUNDS * 100):
                 for session, taken in ((small, small_s), (large, large_s)):
-                    commit = session.commit()
                     started = time.perf_counter()
-                    await session.land(commit)
+                    await session.turn()
                     taken.append(time.perf_counter() - started)
         return small_s, large_s
 

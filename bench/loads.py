@@ -14,7 +14,7 @@ from pathlib import Path
 import apsw
 import msgspec
 
-from bench.turns import Turns, grow
+from bench.turns import Turns
 from fastness.persistence import ActivePath, FullGraph, SessionNodeRecord, SqliteSessionStoreFactory
 
 NODES = 10_000
@@ -28,8 +28,7 @@ def against_raw_rows(folder: Path) -> dict[str, object]:
     async def drive() -> tuple[list[float], list[float], list[float]]:
         ours, paths, raw = [], [], []
         async with SqliteSessionStoreFactory(path) as factory:
-            session = await Turns.prepare(factory, "session", 0)
-            await grow(session, NODES)
+            session = await Turns.prepare(factory, "session", 0, nodes=NODES)
             for _ in range(ROUNDS):
                 started = time.perf_counter()
                 read = await session.store.load_session(FullGraph())

@@ -1,11 +1,13 @@
 """The turn that is measured: four messages, a checkpoint whose tool state changed, usage, one input consumed.
 
-``Turns`` prepares sessions so that nothing but the commits is left to do: the lane is held, and each turn's input is
-enqueued and claimed already.
+``Turns`` prepares sessions so that nothing but the commits is left to do: the lane is held, each turn's input is
+enqueued and claimed, and its values are built, as they are for the script it is held against. Stamping, checking,
+encoding and hashing are the library's work and are measured.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 
 from fastness.persistence import (
@@ -44,18 +46,18 @@ _TOOL_STATE = b"open reservations and what was said about them, " * 20
 
 @dataclass
 class Turns:
-    """A session with its lane held and one claimed input for each turn to come."""
+    """A session with its lane held, and the commits of its turns built but not stamped."""
 
     store: SessionStore
     lease: SessionExecutionLease
-    claims: list[TurnInputClaim]
+    waiting: deque[RuntimeCommit]
     revision: int | None = None
     leaf: str | None = None
     count: int = 0
 
     @classmethod
-    async def prepare(cls, factory: EngineSessionStoreFactory, session_id: str, turns: int) -> Turns:
-        """Make a session and claim the input of all its turns."""
+    async def prepare(cls, factory: EngineSessionStoreFactory, session_id: str, turns: int, nodes: int = 0) -> Turns:
+        """Make a session that has so many nodes already, claim the input of all its turns, and build their commits."""
         store = await factory.create_store(SessionStoreCreateRequest(session_id))
         for at in range(turns):
             await store.enqueue_pending_turn_input(
@@ -63,35 +65,49 @@ class Turns:
             )
         outcome = await store.try_claim_session_execution_lease(session_id, mint_owner("bench"), HOUR_MS)
         assert isinstance(outcome, Acquired)
-        claims = []
-        for _ in range(turns):
+        made = cls(store, outcome.lease, deque())
+        await made._grow(nodes)
+        revision, leaf = made.revision, made.leaf
+        for at in range(turns):
             claim = await store.claim_next_turn_inputs(session_id, outcome.lease.fence(), max_inputs=1)
             assert claim is not None
-            claims.append(claim)
-        return cls(store, outcome.lease, claims)
+            commit = made._commit(at + 1, revision, leaf, claim)
+            made.waiting.append(commit)
+            revision, leaf = (revision or 0) + 1, commit.graph.leaf_node_id  # type: ignore[union-attr]
+        return made
 
-    def commit(self) -> RuntimeCommit:
-        """Build the next turn's commit, stamped."""
+    def _commit(self, turn: int, revision: int | None, leaf: str | None, claim: TurnInputClaim) -> RuntimeCommit:
+        nodes = turn_nodes(leaf, turn)
+        state = PersistedTurnState(turn_index=turn)
+        return RuntimeCommit(
+            self.store.session_id,
+            revision,
+            self.lease.fence(),
+            graph=Append(nodes, nodes[-1].node_id),
+            checkpoint=HydratedSessionCheckpoint(state, _TOOL_STATE + str(turn).encode()),
+            usage_deltas=(TokenLedgerEntry("turn", "model-1", TokenUsage(1200, 150, 900, 0, 30)),),
+        ).completing_turn_input_claim(claim)
+
+    async def turn(self) -> None:
+        """Stamp the next commit and send it."""
         self.count += 1
-        nodes = turn_nodes(self.leaf, self.count)
-        state = PersistedTurnState(turn_index=self.count)
-        return (
-            RuntimeCommit(
-                self.store.session_id,
-                self.revision,
-                self.lease.fence(),
-                graph=Append(nodes, nodes[-1].node_id),
-                checkpoint=HydratedSessionCheckpoint(state, _TOOL_STATE + str(self.count).encode()),
-                usage_deltas=(TokenLedgerEntry("turn", "model-1", TokenUsage(1200, 150, 900, 0, 30)),),
-            )
-            .completing_turn_input_claim(self.claims[self.count - 1])
-            .with_turn_commit(f"turn-{self.count}")
-        )
+        await self._land(self.waiting.popleft().with_turn_commit(f"turn-{self.count}"))
 
-    async def land(self, commit: RuntimeCommit) -> None:
-        """Send a commit and go on from what it came to."""
+    async def _land(self, commit: RuntimeCommit) -> None:
         result = await self.store.commit_runtime_state(commit)
         self.revision, self.leaf = result.head_revision, result.leaf_node_id
+
+    async def _grow(self, node_count: int) -> None:
+        """Add nodes in commits of a thousand."""
+        for start in range(0, node_count, 1000):
+            nodes = []
+            for at in range(start, min(start + 1000, node_count)):
+                message = Message(f"old-message-{at}", "user", (TextPart(_USER),))
+                nodes.append(message_node(f"old-{at}", self.leaf, "2026-05-01T12:00:00.000Z", message))
+                self.leaf = f"old-{at}"
+            graph = Append(tuple(nodes), self.leaf)
+            commit = RuntimeCommit(self.store.session_id, self.revision, self.lease.fence(), graph=graph)
+            await self._land(commit.with_turn_commit(f"grow-{start}"))
 
 
 def turn_nodes(leaf: str | None, turn: int) -> tuple[SessionNodeRecord, ...]:
@@ -113,16 +129,3 @@ def turn_nodes(leaf: str | None, turn: int) -> tuple[SessionNodeRecord, ...]:
         nodes.append(message_node(node_id, leaf, "2026-05-01T12:00:00.000Z", message))
         leaf = node_id
     return tuple(nodes)
-
-
-async def grow(turns: Turns, node_count: int) -> None:
-    """Give a session this many nodes, in commits of a thousand."""
-    for start in range(0, node_count, 1000):
-        nodes = []
-        for at in range(start, min(start + 1000, node_count)):
-            message = Message(f"old-message-{at}", "user", (TextPart(_USER),))
-            nodes.append(message_node(f"old-{at}", turns.leaf, "2026-05-01T12:00:00.000Z", message))
-            turns.leaf = f"old-{at}"
-        graph = Append(tuple(nodes), turns.leaf)
-        commit = RuntimeCommit(turns.store.session_id, turns.revision, turns.lease.fence(), graph=graph)
-        await turns.land(commit.with_turn_commit(f"grow-{start}"))
