@@ -84,7 +84,9 @@ def test_another_event_loop_is_refused(path: Path) -> None:
 
 
 FORK = """
-import asyncio, os, sys
+import asyncio, os, sys, warnings
+# Newer interpreters warn of a fork beside threads: that is just what is tried here.
+warnings.filterwarnings("ignore", ".*fork.*", DeprecationWarning)
 from fastness.engines.sqlite import SqliteEngine
 from fastness.errors import HandleUnusableError
 from tests.engines.programs import add, refs
