@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections import defaultdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fastness.formats.records import ConversationRecord, read_records
-from fastness.replay import Replay, plan_replay
+from fastness.replay import PlannedTurn, Replay, plan_replay
 
 OWN_CONVERSATIONS = Path(__file__).with_name("conversations.json")
 OWN_COPIES = 8
+
+_SPACE = re.compile(r"\s*")
 
 
 class Branch(NamedTuple):
@@ -27,9 +31,9 @@ class Job(NamedTuple):
     branches: tuple[Branch, ...]
 
     @property
-    def turn_count(self) -> int:
-        """How many turns the session has, those that branches share counted once."""
-        return len({turn.turn_id for branch in self.branches for turn in branch.replay.turns})
+    def turns(self) -> list[PlannedTurn]:
+        """The turns of the session in the order they are settled, those that branches share once."""
+        return list({turn.turn_id: turn for branch in self.branches for turn in branch.replay.turns}.values())
 
 
 def jobs_of(path: Path) -> list[Job]:
@@ -44,3 +48,21 @@ def jobs_of(path: Path) -> list[Job]:
         Job(name, tuple(Branch(record, plan_replay(record, name)) for record in records))
         for name, records in groups.items()
     ]
+
+
+def sources_of(path: Path) -> list[Any]:
+    """Read the records with Python's own JSON and nothing else: an audit must not trust the reader it audits."""
+    text = path.read_text(encoding="utf-8-sig")
+    decoder = json.JSONDecoder()
+    found: list[Any] = []
+    at = 0
+    while (at := _end_of_space(text, at)) < len(text):
+        value, at = decoder.raw_decode(text, at)
+        is_list_of_records = isinstance(value, list) and not (value and "role" in value[0])
+        found.extend(value if is_list_of_records else [value])
+    return found
+
+
+def _end_of_space(text: str, at: int) -> int:
+    match = _SPACE.match(text, at)
+    return match.end() if match else at

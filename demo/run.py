@@ -1,9 +1,9 @@
 """The demo: several processes replay conversations into one database while some of them are killed in mid-turn.
 
-Workers announce each turn between its claim and its commit. The demo kills some with SIGKILL, at once or a little
-later, looks into the database to see which turns that cut short (their lanes are still held by the dead), and gives the
-dead one's sessions to others, who take the lanes over. At the end every transcript is compared with its source. The
-last line is the verdict, and so is the exit status.
+Workers announce each turn after its claim, and again right before its commit. The demo kills some with SIGKILL: half of
+them between the two, half in the first milliseconds of the commit. It looks into the database to see which turns that
+cut short (their lanes are still held by the dead) and gives the dead one's sessions to others, who take the lanes over.
+At the end every record is compared with its source. The last line is the verdict, and so is the exit status.
 
     python demo/run.py [--input FILE] [--database URL] [--workers N] [--kills N]
 """
@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import json
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -22,22 +23,26 @@ from pathlib import Path
 
 import msgspec
 from audit import Findings, audit
-from jobs import OWN_CONVERSATIONS, Job, jobs_of
+from jobs import OWN_CONVERSATIONS, Job, jobs_of, sources_of
 
+from fastness.errors import InvalidInputError
 from fastness.factory import EngineSessionStoreFactory, open_database
 from fastness.ops import lane
 from fastness.ops.lane import Target
-from fastness.persistence import CheckReport, StoreError
+from fastness.persistence import CheckReport, SessionStoreCreateRequest, StoreError
 
 JOBS_AT_ONCE = 3
+COMMIT_TAKES_S = 0.003
 TIME_LIMIT_S = 110.0
 WORKER = Path(__file__).with_name("worker.py")
 
 
 class Score(msgspec.Struct):
-    """What happened, as far as the demo saw it."""
+    """What happened, as far as the demo saw it. ``landed`` counts the commits that a kill was aimed at and missed."""
 
     killed: int = 0
+    at_commit: int = 0
+    landed: int = 0
     cut_turns: int = 0
     taken_over: int = 0
     announced: int = 0
@@ -53,6 +58,8 @@ class Worker:
         self.process = process
         self.requests, self.news = process.stdin, process.stdout
         self.killed = False
+        self.committing: tuple[int, str] | None = None
+        """The job, and the last node of its turn, whose commit the kill was aimed at."""
         self.open_jobs: dict[int, int] = {}
         """By number, with the lanes that the job has taken over so far."""
 
@@ -63,9 +70,16 @@ class Worker:
 
     def kill(self) -> None:
         """Send SIGKILL, once: the operating system gives it no chance to tidy up."""
-        if not self.killed and self.process.returncode is None:
+        if self.process.returncode is None:
             self.killed = True
             self.process.kill()
+
+    @property
+    def ended_by_itself(self) -> bool:
+        """Whether it ended, and neither because it was killed nor because its work was done."""
+        if self.killed:
+            return self.process.returncode != -signal.SIGKILL
+        return self.process.returncode != 0 or bool(self.open_jobs)
 
 
 class Demo:
@@ -76,7 +90,7 @@ class Demo:
         self._url, self._path, self._jobs, self._factory = url, path, jobs, factory
         self._waiting = deque(range(len(jobs)))
         self._done: set[int] = set()
-        turns = sum(job.turn_count for job in jobs)
+        turns = sum(len(job.turns) for job in jobs)
         # Spread over the whole run, the first not before every worker is at it.
         self._kill_at = deque((at + 1) * turns // (kills + 1) for at in range(kills))
         self._random = random.Random(7)
@@ -88,6 +102,10 @@ class Demo:
     async def _keep_a_worker(self) -> None:
         """Run a worker, and another one in its place when it was killed."""
         while len(self._done) < len(self._jobs):
+            if not self._waiting:
+                # The others have the rest in hand; one of them may yet die.
+                await asyncio.sleep(0.02)
+                continue
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 str(WORKER),
@@ -99,8 +117,11 @@ class Demo:
             worker = Worker(process)
             try:
                 await self._listen(worker)
+                await process.wait()
             finally:
-                worker.kill()
+                if process.returncode is None:
+                    # The demo itself was stopped.
+                    process.kill()
                 await process.wait()
             await self._bury(worker)
 
@@ -110,16 +131,15 @@ class Demo:
             line = await worker.news.readline()
             if not line.endswith(b"\n"):
                 return
-            word, number, detail = json.loads(line)
-            if word == "claimed":
-                worker.open_jobs[number] = detail
-                await self._on_claim(worker)
+            word, number, taken_over, detail = json.loads(line)
+            if word in ("claimed", "committing"):
+                worker.open_jobs[number] = taken_over
+                await self._on_news(worker, word, number, detail)
                 continue
             worker.open_jobs.pop(number)
             self._done.add(number)
-            if word == "done":
-                self.score.taken_over += detail
-            else:
+            self.score.taken_over += taken_over
+            if word == "failed":
                 self.score.failures.append(f"session {self._jobs[number].session_id}: {detail}")
             self._feed(worker)
         worker.requests.close()
@@ -129,32 +149,54 @@ class Demo:
         while self._waiting and len(worker.open_jobs) < JOBS_AT_ONCE:
             worker.give(self._waiting.popleft())
 
-    async def _on_claim(self, worker: Worker) -> None:
-        self.score.announced += 1
+    async def _on_news(self, worker: Worker, word: str, number: int, leaf_node_id: str) -> None:
+        """Kill the worker if it is time, and if it is where the next kill is aimed at."""
+        self.score.announced += word == "claimed"
         if worker.killed or not self._kill_at or self.score.announced < self._kill_at[0]:
             return
-        self._kill_at.popleft()
-        if len(self._kill_at) % 3 == 0:
-            # Not only where it is announced: also in the middle of a commit, or of entering a lane.
-            await asyncio.sleep(self._random.uniform(0.0, 0.05))
+        if word != ("claimed", "committing")[len(self._kill_at) % 2]:
+            return
+        due = self._kill_at.popleft()
+        if word == "committing":
+            worker.committing = (number, leaf_node_id)
+            await asyncio.sleep(self._random.uniform(0.0, COMMIT_TAKES_S))
         worker.kill()
-        self.score.killed += worker.killed
+        if not worker.killed:
+            self._kill_at.appendleft(due)
 
     async def _bury(self, worker: Worker) -> None:
         """See what the dead worker has left behind, and give its jobs to others."""
-        if not worker.open_jobs:
+        pid = worker.process.pid
+        if worker.ended_by_itself:
+            self.score.failures.append(f"worker {pid} ended by itself with status {worker.process.returncode}")
+            # They may be what ended it: nobody else gets them.
+            self._done.update(worker.open_jobs)
             return
-        cut = []
+        if not worker.killed:
+            return
+        self.score.killed += 1
+        cut = [self._jobs[number].session_id for number in worker.open_jobs if await self._is_held(number, pid)]
+        where = f"in the middle of a turn of {', '.join(cut)}" if cut else "between turns"
+        if worker.committing is not None:
+            landed = await self._is_there(*worker.committing)
+            self.score.at_commit += 1
+            self.score.landed += landed
+            where += f", aimed at a commit that {'had landed' if landed else 'had not landed'}"
         for number, taken_over in worker.open_jobs.items():
-            session_id = self._jobs[number].session_id
-            holder = await self._factory.engine.read(lambda: lane.observe(Target(session_id)))  # noqa: B023 - awaited
-            if holder is not None and holder.owner.owner_id == f"worker-{worker.process.pid}":
-                cut.append(session_id)
             self.score.taken_over += taken_over
             self._waiting.append(number)
         self.score.cut_turns += len(cut)
-        where = f"in the middle of a turn of {', '.join(cut)}" if cut else "between turns"
-        say(f"killed worker {worker.process.pid} {where}")
+        say(f"killed worker {pid} {where}")
+
+    async def _is_held(self, number: int, pid: int) -> bool:
+        """Tell whether the lane of a job's session is still held by a worker."""
+        target = Target(self._jobs[number].session_id)
+        holder = await self._factory.engine.read(lambda: lane.observe(target))
+        return holder is not None and holder.owner.owner_id == f"worker-{pid}"
+
+    async def _is_there(self, number: int, node_id: str) -> bool:
+        store = await self._factory.open_existing_store(SessionStoreCreateRequest(self._jobs[number].session_id))
+        return store is not None and await store.load_node(node_id) is not None
 
 
 def say(text: str) -> None:
@@ -166,7 +208,7 @@ def say(text: str) -> None:
 def verdict(jobs: list[Job], score: Score, found: Findings) -> str:
     """The line that counts."""
     conversations = sum(len(job.branches) for job in jobs)
-    turns = sum(job.turn_count for job in jobs)
+    turns = sum(len(job.turns) for job in jobs)
     return (
         f"{conversations} conversations in {len(jobs)} sessions, {turns} turns, {found.messages} messages compared;"
         f" {score.killed} workers killed, {score.cut_turns} turns cut short, {score.taken_over} lanes taken over:"
@@ -177,16 +219,24 @@ def verdict(jobs: list[Job], score: Score, found: Findings) -> str:
 async def demonstrate(url: str, path: Path, workers: int, kills: int) -> int:
     """Run it all and give the exit status."""
     jobs = jobs_of(path)
-    kills = min(kills, sum(job.turn_count for job in jobs) // 4)
-    say(f"{workers} workers replay {len(jobs)} sessions of {path.name} into {url}")
+    planned = min(kills, sum(len(job.turns) for job in jobs) // 4)
     started = time.monotonic()
     async with open_database(url) as factory:
-        demo = Demo(url, path, jobs, factory, kills)
+        if (await factory.list_sessions(limit=1)).sessions:
+            raise InvalidInputError(
+                f"database {url!r}", "holds sessions already; name one that the demo can have alone"
+            )
+        say(f"{workers} workers replay {len(jobs)} sessions of {path.name} into {url}")
+        demo = Demo(url, path, jobs, factory, planned)
         try:
             await asyncio.wait_for(demo.run(workers), TIME_LIMIT_S)
         except TimeoutError:
             demo.score.failures.append(f"not done after {TIME_LIMIT_S:.0f} seconds")
-        found, report = await audit(factory, jobs)
+        if kills and not demo.score.killed:
+            demo.score.failures.append("no worker was killed, so nothing was shown")
+        elif kills and not demo.score.cut_turns:
+            demo.score.failures.append("no kill landed in the middle of a turn, so nothing was shown")
+        found, report = await audit(factory, jobs, sources_of(path))
     return conclude(jobs, demo.score, found, report, time.monotonic() - started)
 
 
@@ -197,9 +247,8 @@ def conclude(jobs: list[Job], score: Score, found: Findings, report: CheckReport
     for finding in report.findings:
         say(f"check: {finding.session_id or 'database'}: {finding.rule}: {finding.detail}")
     say(f"check: {report.node_count} nodes, {report.commit_count} commits, {len(report.findings)} faults")
-    if score.killed and not score.cut_turns:
-        score.failures.append("no kill landed in a turn")
-        say("failed: no kill landed in the middle of a turn, so nothing was shown")
+    missed = score.at_commit - score.landed
+    say(f"commits that a kill was aimed at: {score.landed} had landed whole, {missed} not at all")
     say(f"took {seconds:.1f} seconds")
     say(verdict(jobs, score, found))
     return 0 if found.clean and not score.failures else 1

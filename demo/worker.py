@@ -1,7 +1,7 @@
 """One process of the demo: takes job numbers on stdin, replays the sessions, and says on stdout what it is doing.
 
 Between the claim of a turn and its commit it announces the turn and waits a little, where a live agent would wait for
-its model. That is when the demo likes to kill it.
+its model; then it announces the commit and commits at once. That is when the demo likes to kill it.
 """
 
 from __future__ import annotations
@@ -44,12 +44,15 @@ class Run:
             self._replayer = Replayer(store, branch.replay, settings)
             await self._replayer.run()
             self._taken_over += self._replayer.take_over_count
-        tell("done", self._number, self._taken_over)
+        tell("done", self._number, self._taken_over, "")
 
     async def _call_model(self, turn: PlannedTurn) -> None:
         current = self._replayer.take_over_count if self._replayer is not None else 0
-        tell("claimed", self._number, self._taken_over + current)
+        news = (self._number, self._taken_over + current, turn.leaf_node_id)
+        tell("claimed", *news)
         await asyncio.sleep(random.uniform(*MODEL_TAKES_S))
+        # The replayer commits as soon as this returns.
+        tell("committing", *news)
 
 
 async def work(url: str, path: Path) -> None:
@@ -61,11 +64,12 @@ async def work(url: str, path: Path) -> None:
     async with open_database(url) as factory:
 
         async def run(number: int) -> None:
+            """Replay one session."""
             try:
                 store = await factory.create_store(SessionStoreCreateRequest(jobs[number].session_id))
                 await Run(number, jobs[number]).replay(store)
             except StoreError as error:
-                tell("failed", number, f"{type(error).__name__}: {error}")
+                tell("failed", number, 0, f"{type(error).__name__}: {error}")
 
         while line := await numbers.readline():
             task = asyncio.create_task(run(int(line)))

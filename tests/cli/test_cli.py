@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -201,6 +201,7 @@ def test_check_counts_what_it_verified_and_its_status_tells_faults(filled: Shell
     assert filled.done("check") == (
         "checked 2 sessions, 9 nodes, 3 commits, 1 blob, 0 waiting inputs, 0 queued batches: no fault found\n"
     )
+    assert json.loads(filled.done("check", "--json"))["findings"] == []
     connection = apsw.Connection("fastness.db")
     connection.execute("update head set node_count = 99 where sid = 1")
     connection.close()
@@ -299,6 +300,13 @@ def test_a_refused_import_makes_no_database(shell: Shell) -> None:
         (("export", "talks-a", "--leaf", "nix"), "'nix' is not there"),
         (("queue", "nix"), "session 'nix' does not exist"),
         (("delete", "nix", "--yes"), "session 'nix' does not exist"),
+        (("sessions", "--database", ""), "database must be sqlite:///"),
+        (("delete", "talks-a", "--yes", "--database", ""), "database must be sqlite:///"),
+        (("--database", "", "delete", "talks-a", "--yes"), "database must be sqlite:///"),
+        (("import", "talks.json", "--session-id", ""), "session id template must not be empty"),
+        (("import", "talks.json", "--session-id", "{stem}-{nix}"), "may have {stem}, {index} and {value} in braces"),
+        (("import", "talks.json", "--limit", "0"), "Invalid value for '--limit'"),
+        (("import", "/dev/null"), "file '/dev/null' is read twice and is no regular file; save it to a file first"),
         (("import", "nix.json"), "file 'nix.json' cannot be read"),
         (("import", "wrong.json"), "record 2 (line 2, byte 15) is no conversation"),
         (("import", "talks.json", "--branch-by", "nix"), "record 1 (line 2, byte 3) has no single value"),
@@ -314,6 +322,21 @@ def test_whatever_goes_wrong_is_one_line_on_stderr_and_status_2(
     assert err.startswith("fastness: ")
     assert err.count("\n") == 1
     assert reason in err
+    assert len(filled.done("sessions").splitlines()) == 3
+
+
+def test_an_empty_name_in_the_environment_is_refused(filled: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable that is set to nothing does not lead to the default database."""
+    monkeypatch.setenv("FASTNESS_DATABASE", "")
+    status, out, err = filled("delete", "talks-a", "--yes")
+    assert (status, out) == (2, "")
+    assert err.startswith("fastness: database must be ")
+
+
+def test_a_file_without_conversations_is_called_that(shell: Shell) -> None:
+    """An empty list is no error, and not a file whose turns are all there."""
+    (shell.directory / "none.json").write_text("[]")
+    assert shell.done("import", "none.json") == "the file holds no conversations\n"
 
 
 NASTY = "\x1b]0;owned\x07\x1b[2J \x9b31m \u202egnp.exe \r\x00"
@@ -345,11 +368,12 @@ def test_help_names_every_command(shell: Shell) -> None:
     text = shell.done()
     for name in ("import", "sessions", "show", "export", "queue", "check", "maintain", "delete"):
         assert f"\n  {name} " in text
+    assert "Exit status: 0 all is well, 1 check found faults, 2 wrong input" in " ".join(text.split())
     assert shell.done("--version").startswith("fastness 0.")
 
 
 def test_a_reader_that_leaves_early_is_no_error(filled: Shell) -> None:
-    """A broken pipe ends the command without a word."""
+    """A broken pipe ends the command without a word and with status 0."""
     many = [{"messages": [{"role": "user", "content": "x" * 100_000}]}] * 8
     (filled.directory / "many.json").write_text(json.dumps(many))
     filled.done("import", "many.json")
@@ -359,20 +383,67 @@ def test_a_reader_that_leaves_early_is_no_error(filled: Shell) -> None:
         assert child.stdout is not None
         child.stdout.read(1)
         child.stdout.close()
-        assert child.wait() == 130
+        assert child.wait() == 0
     assert errors.read_text() == ""
 
 
+LATE = """
+import time
+import fastness.cli.transfer as transfer
+def survey(*_):
+    print("at work", flush=True)
+    time.sleep(600)
+transfer.survey = survey
+"""
+EARLY = """
+import sys
+class Loading:
+    def find_spec(self, name, *_):
+        if name == "typer":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Loading())
+"""
+RUN = "from fastness.cli import run; run()"
+
+
 def test_an_interrupt_is_quiet(shell: Shell) -> None:
-    """Ctrl-C ends the command with status 130 and without a word."""
-    pipe = shell.directory / "pipe.json"
-    os.mkfifo(pipe)
-    child = subprocess.Popen([*FASTNESS, "import", str(pipe)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    # Opening waits for the command to read: it is in the middle of its work then.
-    with pipe.open("w"):
+    """Ctrl-C in the middle of the work ends the command with status 130 and without a word."""
+    command = [sys.executable, "-c", LATE + RUN, "import", "talks.json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"at work\n"
         child.send_signal(signal.SIGINT)
         out, err = child.communicate()
     assert (child.returncode, out, err) == (130, b"", b"")
+
+
+def test_an_interrupt_while_the_libraries_load_is_quiet(shell: Shell) -> None:
+    """Ctrl-C right after the start is the same."""
+    command = [sys.executable, "-c", EARLY + RUN, "sessions"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout, found.stderr) == (130, "", "")
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        ("sessions >&-", 2),
+        ("sessions >/dev/full", 2),
+        ("sessions >&- 2>&-", 2),
+        ("nix 2>/dev/full", 2),
+        ("nix 2>&-", 2),
+        ("check 2>&-", 0),
+        ("import talks.json 2>&-", 0),
+        ("delete talks-a <&-", 2),
+    ],
+)
+def test_closed_and_full_streams_are_no_traceback(filled: Shell, command: str, status: int) -> None:
+    """What cannot be printed is a failure, what cannot be complained about does not change the status."""
+    words = f"{shlex.join(FASTNESS)} {command}"
+    found = subprocess.run(["sh", "-c", words], capture_output=True, text=True, check=False)
+    assert found.returncode == status, found.stderr
+    assert "Traceback" not in found.stderr
+    assert found.stderr.count("\n") == ("2>" not in command)
 
 
 def test_a_missing_extra_is_one_line_that_says_what_to_install() -> None:
@@ -394,6 +465,19 @@ def test_queue_shows_what_a_dead_process_left_behind(filled: Shell) -> None:
     assert lines[6].split()[2:] == ["pending", "turn_work", "1"]
     shown = json.loads(filled.done("queue", "talks-b", "--json"))
     assert shown["lane"]["owner"]["owner_id"] == "gone"
+    assert shown["pending_inputs"][0]["source_key"] is None
+
+
+def test_no_command_prints_the_token_of_a_lease(filled: Shell) -> None:
+    """Who reads what is printed could otherwise act for the holder of the lane."""
+    asyncio.run(abandon_a_turn("sqlite:///fastness.db"))
+    connection = apsw.Connection("fastness.db")
+    (token,) = (str(row[0]) for row in connection.execute("select lease_token from lane where lease_token <> ''"))
+    connection.close()
+    for command in ("queue", "show"):
+        for form in ((), ("--json",)):
+            assert token not in filled.done(command, "talks-b", *form)
+    assert token not in filled.done("sessions", "--json") + filled.done("export", "--all")
 
 
 async def abandon_a_turn(url: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,14 @@ async def test_a_turn_is_settled_with_its_input_checkpoint_and_lane(lab: Lab, tm
         ([RECORDS[0], {"traj": []}], BRANCHED, r"record 2 .* has no single value in the field 'task'"),
         ([RECORDS[0]], ImportOptions(session_id="x" * 513), r"session id of record 1 .* more than the 512"),
         ([RECORDS[0]], ImportOptions(session_id="{value}"), r"names \{value\}, which needs a field to branch by"),
+        ([RECORDS[0]], ImportOptions(session_id=""), "session id template must not be empty"),
+        ([RECORDS[0]], ImportOptions(session_id="{stem}{x}"), r"may have \{stem\}, \{index\} and \{value\} in braces"),
+        ([RECORDS[0]], ImportOptions(session_id="{stem"), r"may have \{stem\}, \{index\} and \{value\} in braces"),
+        (
+            [RECORDS[2], {"traj": [HELLO, {}, {}, {}, {}]}],
+            ImportOptions(commit_budget_bytes=1000),
+            r"record 2 .*, turn 1 takes \d+ bytes, more than the 1000",
+        ),
         ([RECORDS[0]], ImportOptions(concurrency=0), "concurrency is 0 and must be at least 1"),
     ],
 )
@@ -162,12 +171,16 @@ async def test_a_wrong_file_leaves_no_half_of_itself(
 
 @pytest.mark.parametrize(
     ("template", "branch_by", "expected"),
-    [("{stem}/{index}", None, "talks/0"), ("{value}-{index}-{x}-{", "name", "{index}-0-{x}-{")],
+    [
+        ("{stem}/{index}", None, "talks/0"),
+        ("{value}-{index}-x", "name", "{index}-0-x"),
+        (None, "name", "talks-{index}"),
+    ],
 )
 async def test_a_template_names_sessions(
-    lab: Lab, tmp_path: Path, template: str, branch_by: str | None, expected: str
+    lab: Lab, tmp_path: Path, template: str | None, branch_by: str | None, expected: str
 ) -> None:
-    """The known names are filled in once; all other text stays as it is."""
+    """The known names are filled in once: what a field says is no template."""
     path = written(tmp_path, [{"name": "{index}", "traj": [HELLO]}])
     await import_file(lab.factory, path, ImportOptions(session_id=template, branch_by=branch_by))
     assert list(await exported(lab)) == [expected]
@@ -182,6 +195,60 @@ async def test_branches_of_an_exported_session_can_be_chosen(lab: Lab, tmp_path:
     assert [json.loads(one) for one in exported_records(read.graph, read.graph.leaves()[1])] == [RECORDS[1]]
     leaf = read.graph.nodes[1].node_id
     assert [json.loads(one) for one in exported_records(read.graph, leaf)] == [{"messages": [SYSTEM, HELLO]}]
+
+
+async def test_a_record_near_the_budget_of_a_commit_is_refused_before_anything_is_written(
+    lab: Lab, tmp_path: Path
+) -> None:
+    """A record just under 64 MiB would not fit the store with all that stands around it: the survey says so."""
+    path = tmp_path / "large.json"
+    path.write_text('[{"traj":[]},{"traj":[{"role":"assistant","content":"' + "x" * ((64 << 20) - 100) + '"}]}]')
+    with pytest.raises(InvalidInputError, match=r"record 2 .* is larger than 50331648 bytes"):
+        await import_file(lab.factory, path)
+    with pytest.raises(InvalidInputError, match=r"record 2 .*, turn 1 takes \d+ bytes, more than the 67108864"):
+        await import_file(lab.factory, path, ImportOptions(max_record_bytes=64 << 20))
+    assert await exported(lab) == {}
+
+
+async def test_what_cannot_be_read_twice_is_refused(lab: Lab, tmp_path: Path) -> None:
+    """A pipe would be empty after the survey; nobody waits for its writer."""
+    pipe = tmp_path / "pipe.json"
+    os.mkfifo(pipe)
+    with pytest.raises(InvalidInputError, match=r"pipe.json' is read twice and is no regular file; save it"):
+        await import_file(lab.factory, pipe)
+
+
+@pytest.mark.parametrize(
+    ("record", "message", "expected"),
+    [
+        ({}, {}, "unknown"),
+        ({"model": "m1"}, {}, "m1"),
+        ({"model": "m1"}, {"model": "m2"}, "m2"),
+        ({"model": "m1"}, {"model": "a\0b"}, "m1"),
+        ({"model": "m1"}, {"model": 7}, "m1"),
+        ({"model": "x" * 513}, {"model": ""}, "unknown"),
+        ({"model": None}, {"model": "ü" * 257}, "unknown"),
+    ],
+)
+async def test_usage_of_a_model_that_has_no_name_is_charged_all_the_same(
+    lab: Lab, tmp_path: Path, record: dict[str, Any], message: dict[str, Any], expected: str
+) -> None:
+    """A bad name, or none, is no reason to refuse a conversation, and the record comes out as it went in."""
+    reply = {**DONE, **message, "usage": {"prompt_tokens": 5}}
+    records = [{**record, "messages": [HELLO, reply]}, {**record, "usage": {"prompt_tokens": 5}, "messages": [HELLO]}]
+    await import_file(lab.factory, written(tmp_path, records))
+    assert await exported(lab) == {"talks-0": records[:1], "talks-1": records[1:]}
+    read = await (await lab.reopen("talks-0")).load_session(FullGraph())
+    assert read is not None
+    assert [(entry.model, entry.usage.input_tokens) for entry in read.head.ledger] == [(expected, 5)]
+
+
+async def test_input_that_is_found_wrong_while_it_is_replayed_names_its_record(lab: Lab, tmp_path: Path) -> None:
+    """Where a file holds many records, an error of the store alone would not say which one it is about."""
+    store = await lab.store("talks-1")
+    await store.enqueue_pending_turn_input(PendingTurnInputDraft("talks-1", NextTurn(), TurnInput.of_text("Mine!")))
+    with pytest.raises(InvalidInputError, match=r"^record 2 \(line 1, byte \d+\): session 'talks-1' has other input"):
+        await import_file(lab.factory, written(tmp_path), ImportOptions(limit=2))
 
 
 class Crash(BaseException):

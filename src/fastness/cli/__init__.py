@@ -1,6 +1,7 @@
 """The command line. A thin face: it parses, calls, prints, and has no rule of its own.
 
 Exit status: 0 done, 1 ``check`` found faults, 2 anything that went wrong (a line on stderr says what), 130 interrupted.
+A reader that goes away before the end has what it wanted: that is quiet, and no failure.
 """
 
 from __future__ import annotations
@@ -17,4 +18,7 @@ def run() -> None:
             raise
         sys.stderr.write("fastness: the command line needs an extra; install it with: pip install 'fastness[cli]'\n")
         sys.exit(2)
+    except KeyboardInterrupt:
+        # Before ``main`` can say so: its libraries take a moment to load.
+        sys.exit(130)
     sys.exit(main())

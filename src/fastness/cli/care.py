@@ -70,7 +70,7 @@ def delete(
     """Delete a session and all it holds, also while somebody works on it."""
     run(context, database, lambda factory: open_session(factory, session_id))
     if not yes:
-        if not sys.stdin.isatty():
+        if sys.stdin is None or not sys.stdin.isatty():
             raise InvalidInputError("delete", "cannot ask here; say --yes to delete without being asked")
         typer.confirm(f"delete session {one_line(session_id)} and all it holds?", abort=True, err=True)
     run(context, database, lambda factory: factory.delete_session(session_id))

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 
@@ -28,6 +28,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
+    epilog="Exit status: 0 all is well, 1 check found faults, 2 wrong input or a failure, 130 interrupted.",
 )
 
 
@@ -56,6 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             # A terminal that cannot show a character is no reason to stop.
             stream.reconfigure(errors="backslashreplace")
+    if sys.stderr is None:
+        # What has nobody to tell still must not fail over it.
+        sys.stderr = io.StringIO()
+    if sys.stdout is None:
+        return _fail("cannot write the output: it is closed")
+    status: object = 0
     try:
         status = app(args=arguments, standalone_mode=False)
         sys.stdout.flush()
@@ -66,14 +73,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _INTERRUPTED
     except (BrokenPipeError, SystemExit):
-        # The reader has gone: the parser turns that into an exit, and Python would complain when it flushes at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _INTERRUPTED
+        # The reader has gone, with all it wanted; the parser turns that into an exit.
+        _silence(sys.stdout)
     except OSError as error:
+        _silence(sys.stdout)
         return _fail(f"cannot write the output: {error.strerror or error}")
     return status if isinstance(status, int) else 0
 
 
 def _fail(message: str) -> int:
-    print(f"fastness: {one_line(message)}", file=sys.stderr)
+    try:
+        print(f"fastness: {one_line(message)}", file=sys.stderr, flush=True)
+    except OSError:
+        _silence(sys.stderr)
     return _FAILED
+
+
+def _silence(stream: TextIO) -> None:
+    """Send what a stream still holds nowhere: Python would flush it at the end, complain and change the status."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)

@@ -49,7 +49,9 @@ def run(
     create: bool = False,
 ) -> T:
     """Open the database, do the work, close. Only with ``create`` a missing database is made."""
-    url = database or context.obj or os.environ.get("FASTNESS_DATABASE") or DEFAULT_DATABASE
+    named = (database, context.obj, os.environ.get("FASTNESS_DATABASE"), DEFAULT_DATABASE)
+    # An empty name is a name, and refused: a variable that was never set must not lead to another database.
+    url = next(name for name in named if name is not None)
     return asyncio.run(_opened(url, work, create=create))
 
 

@@ -26,7 +26,7 @@ def register(app: typer.Typer) -> None:
 
 def import_(
     context: typer.Context,
-    file: Annotated[Path, typer.Argument(help="Records as a JSON array, as JSON Lines, or a single one.")],
+    file: Annotated[Path, typer.Argument(help="Records as a JSON array, as JSON Lines, or a single one. No pipe.")],
     branch_by: Annotated[
         str | None,
         typer.Option(metavar="FIELD", help="Records with an equal value of this field become branches of one session."),
@@ -37,7 +37,7 @@ def import_(
             metavar="TEMPLATE", help="Names sessions: {stem} of the file, {index} of the record, {value} of the field."
         ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=0, help="Stop after so many records.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many records.")] = None,
     concurrency: Annotated[int, typer.Option(min=1, max=1024, help="Conversations replayed at once.")] = 16,
     database: DatabaseOption = None,
     as_json: JsonOption = False,
@@ -106,6 +106,8 @@ def _progress() -> Progress:
 
 def _summary(surveyed: Survey, report: ImportReport) -> str:
     conversations = counted(surveyed.conversations, "conversation")
+    if not surveyed.conversations:
+        return "the file holds no conversations"
     if not report.turns_replayed:
         return f"nothing to add: all {counted(report.turns_present, 'turn')} of {conversations} are there"
     text = f"replayed {counted(report.turns_replayed, 'turn')} of {conversations},"

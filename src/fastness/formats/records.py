@@ -20,8 +20,8 @@ from fastness.model.base import encode
 MESSAGE_KEYS = ("traj", "messages", "conversation")
 """The fields under which a record may hold its messages, the first that is there counts."""
 
-MAX_RECORD_BYTES = 64 << 20
-"""The largest record that is read."""
+MAX_RECORD_BYTES = 48 << 20
+"""The largest record that is read. A store takes 64 MiB at once unless configured otherwise, and nodes need a frame."""
 
 
 class Frame(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -78,11 +78,12 @@ class PlannedTurn(msgspec.Struct, frozen=True):
 
 
 class Replay(msgspec.Struct, frozen=True):
-    """A conversation as turns of a session."""
+    """A conversation as turns of a session. ``record`` says which record it was, for errors."""
 
     session_id: str
     model: str
     turns: tuple[PlannedTurn, ...]
+    record: str = ""
 
     @property
     def node_ids(self) -> list[str]:
@@ -105,7 +106,7 @@ def plan_replay(record: ConversationRecord, session_id: str) -> Replay:
         for node in part:
             usage = usage if node.usage is None else usage + node.usage[1]
         turns.append(PlannedTurn(session_id, index, tuple(part), _inputs(session_id, part), usage))
-    return Replay(session_id, model, tuple(turns))
+    return Replay(session_id, model, tuple(turns), str(record))
 
 
 def node_id_of(parent_node_id: str | None, content: bytes) -> str:

@@ -31,6 +31,7 @@ from fastness.model.lease import Acquired, LeaseTimings, LocalProcess, SessionEx
 from fastness.model.protocols import RuntimePersistence
 from fastness.model.turn_input import TurnInputClaim
 from fastness.replay.plan import PlannedNode, PlannedTurn, Replay
+from fastness.replay.usage import model_to_charge
 
 _ATTEMPTS = 8
 _FIRST_PAUSE_S = 0.05
@@ -208,7 +209,7 @@ class Replayer:
         claim: TurnInputClaim | None,
     ) -> RuntimeCommit:
         usage = tuple(
-            TokenLedgerEntry(_USAGE_SOURCE, node.usage[0] or self._replay.model, node.usage[1])
+            TokenLedgerEntry(_USAGE_SOURCE, model_to_charge(node.usage[0], self._replay.model), node.usage[1])
             for node in missing
             if node.usage is not None
         )

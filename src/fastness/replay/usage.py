@@ -1,14 +1,22 @@
-"""Token usage as recorders write it: an OpenAI ``usage`` object beside a message or a record, if there is one."""
+"""Token usage as recorders write it: an OpenAI ``usage`` object beside a message or a record, if there is one.
+
+What is wrong with a counter or with the name of a model never stands in the way of the conversation it belongs to.
+"""
 
 from __future__ import annotations
 
 import msgspec
 
+from fastness.decide.limits import check_id
+from fastness.errors import InvalidInputError
 from fastness.formats.foreign import fields_or_none, text_or_none
 from fastness.model.checkpoint import TokenUsage
 
 _MAX = 2**43 - 1
 """The largest counter that is believed: a million of them still add up within 63 bits."""
+
+UNKNOWN_MODEL = "unknown"
+"""What usage is charged to where nobody says which model it was."""
 
 _number = msgspec.json.Decoder(int)
 
@@ -28,6 +36,16 @@ def usage_of(owner: msgspec.Raw) -> tuple[str, TokenUsage] | None:
         reasoning_output_tokens=_count(written, "reasoning_tokens"),
     )
     return None if found == TokenUsage() else (text_or_none(fields.get("model")) or "", found)
+
+
+def model_to_charge(*names: str) -> str:
+    """Give the first of these names that can be a key of the ledger, else ``UNKNOWN_MODEL``."""
+    for name in names:
+        try:
+            return check_id("model", name)
+        except InvalidInputError:
+            continue
+    return UNKNOWN_MODEL
 
 
 def _object(fields: dict[str, msgspec.Raw], key: str) -> dict[str, msgspec.Raw] | None:
