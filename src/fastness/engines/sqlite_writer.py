@@ -53,12 +53,14 @@ class Writer:
         self._stopping = False
         self._dead: BackendError | None = None
         self._at_end: list[Errand] = []
-        self._thread = threading.Thread(target=self._main, name="fastness-sqlite-writer", daemon=True)
+        self._thread: threading.Thread | None = None
 
     # For the event loop.
 
     def start(self) -> None:
         """Start the thread. The database is opened by the first job or errand that needs it."""
+        # Not made before: a thread that crosses a fork unstarted cannot be started in the child.
+        self._thread = threading.Thread(target=self._main, name="fastness-sqlite-writer", daemon=True)
         self._thread.start()
 
     def submit(self, item: Job | Errand) -> None:
@@ -81,7 +83,8 @@ class Writer:
 
     def join(self, timeout_s: float) -> None:
         """Wait for the thread to end."""
-        self._thread.join(timeout_s)
+        if self._thread is not None:
+            self._thread.join(timeout_s)
 
     # For the thread.
 
