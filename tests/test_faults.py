@@ -260,7 +260,7 @@ async def test_a_fault_in_one_program_does_not_touch_its_neighbours(lab: Lab) ->
     await turn(store, *chain("root"))
 
     def fail(batch: Read | Write | None) -> None:
-        if isinstance(batch, Write) and any("poison" in str(statement[1:]) for statement in batch.statements):
+        if isinstance(batch, Write) and any("poison" in str(statement) for statement in batch.statements):
             raise Injected("poison")
 
     lab.on_batch = fail

@@ -73,16 +73,16 @@ class CommitFacts(msgspec.Struct, frozen=True):
     """
 
     lane: LaneFacts | None
-    receipt: Receipt | None
     head: HeadFacts | None
-    initial_config_body: str | None
-    known: Mapping[str, KnownNode]
-    frames: Mapping[str, BlobRef | None]
-    held: Mapping[str, frozenset[str]]
-    usage: Mapping[tuple[str, str], TokenUsage]
-    input_rows: Sequence[turn_input.HeldInput]
-    work_rows: Sequence[queued_work.HeldWork]
-    manifest: frozenset[str]
+    receipt: Receipt | None = None
+    initial_config_body: str | None = None
+    known: Mapping[str, KnownNode] = {}
+    frames: Mapping[str, BlobRef | None] = {}
+    held: Mapping[str, frozenset[str]] = {}
+    usage: Mapping[tuple[str, str], TokenUsage] = {}
+    input_rows: Sequence[turn_input.HeldInput] = ()
+    work_rows: Sequence[queued_work.HeldWork] = ()
+    manifest: frozenset[str] = frozenset()
 
 
 class Replay(msgspec.Struct, frozen=True):
@@ -129,8 +129,10 @@ def settle(bound_session_id: str, given: CommitInput, facts: CommitFacts) -> Set
     revision = None if facts.head is None else facts.head.revision
     if commit.expected_head_revision != revision:
         raise HeadRevisionConflictError(commit.session_id, commit.expected_head_revision, revision)
-    turn_input.require_owned(commit.session_id, commit.completed_turn_input_claims, facts.input_rows, lane)
-    queued_work.require_owned(commit.session_id, commit.completed_queue_claims, facts.work_rows, lane)
+    if commit.completed_turn_input_claims:
+        turn_input.require_owned(commit.session_id, commit.completed_turn_input_claims, facts.input_rows, lane)
+    if commit.completed_queue_claims:
+        queued_work.require_owned(commit.session_id, commit.completed_queue_claims, facts.work_rows, lane)
     return _settlement(given, facts, lane, facts.head or EMPTY_HEAD)
 
 
@@ -202,7 +204,7 @@ def _settlement(given: CommitInput, facts: CommitFacts, lane: LaneFacts, head: H
 
 def _require_frames(given: CommitInput, stored: Mapping[str, BlobRef | None]) -> None:
     brought = {frame.frame_id for frame in given.commit.agent_frames}
-    for frame_id in given.frame_ids_to_look_up():
+    for frame_id in given.frame_ids:
         if frame_id not in stored and frame_id not in brought:
             detail = f"frame {frame_id!r} is not there; bring it along in agent_frames"
             raise GraphInvalidError(given.commit.session_id, "unknown_frame", frame_id, detail)

@@ -5,6 +5,8 @@ All of this happens outside the transaction, so that the writer is held for fact
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from fastness.decide.limits import (
@@ -58,7 +60,10 @@ class CheckpointInput(msgspec.Struct, frozen=True):
 
 
 class CommitInput(msgspec.Struct, frozen=True):
-    """A commit with everything encoded; ``node_bodies`` and ``frame_bodies`` are in the order of its values."""
+    """A commit with everything encoded; ``node_bodies`` and ``frame_bodies`` are in the order of its values.
+
+    ``node_ids`` and ``frame_ids`` are what has to be looked up in the store to decide whether the graph may change so.
+    """
 
     commit: RuntimeCommit
     nodes: tuple[SessionNodeRecord, ...]
@@ -68,23 +73,8 @@ class CommitInput(msgspec.Struct, frozen=True):
     frame_bodies: list[str]
     checkpoint: CheckpointInput | None
     usage: dict[tuple[str, str], TokenUsage]
-
-    def node_ids_to_look_up(self) -> list[str]:
-        """The ids that decide whether the graph may change so: new ones, and parents and leaf that exist already."""
-        ids = {node.node_id for node in self.nodes}
-        if not isinstance(self.commit.graph, ReplaceFull):
-            ids.update(node.parent_node_id for node in self.nodes if node.parent_node_id is not None)
-            if self.leaf_node_id is not None:
-                ids.add(self.leaf_node_id)
-        return list(ids)
-
-    def frame_ids_to_look_up(self) -> list[str]:
-        """The frames that this commit refers to or brings along."""
-        ids = {node.agent_frame_id for node in self.nodes}
-        ids.add(self.commit.current_agent_frame_id)
-        for frame in self.commit.agent_frames:
-            ids.update((frame.frame_id, frame.previous_frame_id))
-        return [frame_id for frame_id in ids if frame_id is not None]
+    node_ids: list[str]
+    frame_ids: list[str]
 
 
 def prepare(commit: RuntimeCommit, budget_bytes: int) -> CommitInput:
@@ -114,7 +104,28 @@ def prepare(commit: RuntimeCommit, budget_bytes: int) -> CommitInput:
         frame_bodies,
         checkpoint,
         _usage(commit.usage_deltas),
+        _node_ids(commit, nodes),
+        _frame_ids(commit, nodes),
     )
+
+
+def _node_ids(commit: RuntimeCommit, nodes: Sequence[SessionNodeRecord]) -> list[str]:
+    """New ids, and the parents and the leaf that must exist already."""
+    ids = {node.node_id for node in nodes}
+    if not isinstance(commit.graph, ReplaceFull):
+        ids.update(node.parent_node_id for node in nodes if node.parent_node_id is not None)
+        if commit.graph.leaf_node_id is not None:
+            ids.add(commit.graph.leaf_node_id)
+    return list(ids)
+
+
+def _frame_ids(commit: RuntimeCommit, nodes: Sequence[SessionNodeRecord]) -> list[str]:
+    """The frames that the commit refers to or brings along."""
+    ids = {node.agent_frame_id for node in nodes}
+    ids.add(commit.current_agent_frame_id)
+    for frame in commit.agent_frames:
+        ids.update((frame.frame_id, frame.previous_frame_id))
+    return [frame_id for frame_id in ids if frame_id is not None]
 
 
 _OPTIONAL: tuple[tuple[str, type], ...] = (

@@ -94,13 +94,13 @@ def execute(batch: Read | Write, cursor: apsw.Cursor) -> Rows:
     rows: Rows = []
     try:
         for statement in batch.statements:
-            sql = statement[0]
+            sql = statement.sql
             text = _translated.get(sql) or translate(sql)
-            if type(statement) is Many:
-                cursor.executemany(text, statement[1])
+            if isinstance(statement, Many):
+                cursor.executemany(text, statement.rows)
                 rows.append([])
             else:
-                rows.append(list(cursor.execute(text, statement[1])))
+                rows.append(list(cursor.execute(text, statement.params)))
     except UnicodeDecodeError:
         raise  # what is stored is at fault, not what was given: that would be an error of encoding
     except (TypeError, ValueError, OverflowError) as error:

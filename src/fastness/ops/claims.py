@@ -114,7 +114,7 @@ def cancel_rows(table: ClaimTable, lane: LaneFacts, row_ids: Iterable[str]) -> t
 def look(target: Target) -> Program[LaneFacts | None]:
     """Read the lane without locking it, for what only reads. None: there is no such session."""
     statement = lane_statement(target)
-    (rows,) = yield Read(statement._replace(sql=statement.sql.removesuffix("for update")))
+    (rows,) = yield Read(Statement(statement.sql.removesuffix("for update"), statement.params))
     return lane_facts(target, rows)
 
 

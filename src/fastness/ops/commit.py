@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from typing import Any
 
 import msgspec
 
@@ -107,10 +107,10 @@ def _facts(target: Target, given: CommitInput) -> Program[CommitFacts]:
         asked["config"] = Statement(INITIAL_CONFIG, (sid,))
     if commit.turn_commit is not None:
         asked["receipt"] = Statement(RECEIPT, (sid, commit.turn_commit.turn_id))
-    if node_ids := given.node_ids_to_look_up():
-        asked["nodes"] = Statement(KNOWN_NODES, (sid, id_list(node_ids)))
-    if frame_ids := given.frame_ids_to_look_up():
-        asked["frames"] = Statement(KNOWN_FRAMES, (sid, id_list(frame_ids)))
+    if given.node_ids:
+        asked["nodes"] = Statement(KNOWN_NODES, (sid, id_list(given.node_ids)))
+    if given.frame_ids:
+        asked["frames"] = Statement(KNOWN_FRAMES, (sid, id_list(given.frame_ids)))
     if commit.agent_frames:
         holders = id_list(rules.frame_holder(frame.frame_id) for frame in commit.agent_frames)
         asked["held_by_frames"] = Statement(HELD_BY_FRAMES, (sid, holders))
@@ -127,26 +127,34 @@ def _facts(target: Target, given: CommitInput) -> Program[CommitFacts]:
 
 
 def _read_facts(target: Target, rows: dict[str, list[Row]]) -> CommitFacts:
-    def of(name: str) -> list[Row]:
-        return rows.get(name, [])
+    """Read what was asked for; the rest stays empty. Most commits ask for little, and all of this is in their way."""
+    found: dict[str, Any] = {}
+    if "config" in rows:
+        found["initial_config_body"] = next((config for (config,) in rows["config"]), None)
+    if "receipt" in rows:
+        found["receipt"] = _receipt(rows["receipt"])
+    if "nodes" in rows:
+        found["known"] = {node_id: KnownNode(seq, bool(hidden)) for node_id, seq, hidden in rows["nodes"]}
+    if "frames" in rows:
+        found["frames"] = {name: stored(AgentFrameRecord, body).checkpoint_ref for name, body in rows["frames"]}
+    if "held_by_frames" in rows:
+        found["held"] = _held(rows["held_by_frames"])
+    if "usage" in rows:
+        found["usage"] = {(source, model): TokenUsage(*counters) for source, model, *counters in rows["usage"]}
+    if "input" in rows:
+        found["input_rows"] = [turn_input.held_row(row) for row in rows["input"]]
+    if "work" in rows:
+        found["work_rows"] = [queued_work.held_row(row) for row in rows["work"]]
+    if "attachments" in rows:
+        found["manifest"] = frozenset(attachment_id for (attachment_id,) in rows["attachments"])
+    return CommitFacts(lane_facts(target, rows["lane"]), _head_facts(rows["head"]), **found)
 
+
+def _held(rows: list[Row]) -> dict[str, frozenset[str]]:
     held: dict[str, set[str]] = {}
-    for holder, ref in of("held_by_frames"):
+    for holder, ref in rows:
         held.setdefault(holder, set()).add(ref)
-    config = of("config")
-    return CommitFacts(
-        lane=lane_facts(target, of("lane")),
-        receipt=_receipt(of("receipt")),
-        head=_head_facts(of("head")),
-        initial_config_body=config[0][0] if config else None,
-        known={node_id: KnownNode(seq, bool(tombstoned)) for node_id, seq, tombstoned in of("nodes")},
-        frames={frame_id: stored(AgentFrameRecord, body).checkpoint_ref for frame_id, body in of("frames")},
-        held={holder: frozenset(refs) for holder, refs in held.items()},
-        usage={(source, model): TokenUsage(*counters) for source, model, *counters in of("usage")},
-        input_rows=[turn_input.held_row(row) for row in of("input")],
-        work_rows=[queued_work.held_row(row) for row in of("work")],
-        manifest=frozenset(attachment_id for (attachment_id,) in of("attachments")),
-    )
+    return {holder: frozenset(refs) for holder, refs in held.items()}
 
 
 def _head_facts(rows: list[Row]) -> HeadFacts | None:
@@ -165,86 +173,78 @@ def _receipt(rows: list[Row]) -> Receipt | None:
     return Receipt(turn_hash, stored(RuntimeCommitResult, result), changed)
 
 
-def _settlement(given: CommitInput, plan: Settlement) -> Iterable[Statement | Many]:
+def _settlement(given: CommitInput, plan: Settlement) -> list[Statement | Many]:
     """Give the statements that write a settlement, in the order in which they need each other."""
-    sid, revision = plan.lane.sid, plan.result.head_revision
-    yield from _graph(given, plan, sid)
-    yield from _blobs(given, plan, sid, revision)
+    commit, sid, settled_ms = given.commit, plan.lane.sid, plan.lane.now_ms
+    statements = [*_graph(given, plan, sid), *_blobs(given, plan, sid)]
     for (source, model), usage in plan.usage.items():
-        yield Statement(PUT_USAGE, (sid, source, model, *msgspec.structs.astuple(usage)))
-    yield from _head(given, plan, sid, revision)
-    settled_ms = plan.lane.now_ms
-    for input_claim in given.commit.completed_turn_input_claims:
-        yield from turn_input.settle_claim(sid, input_claim, settled_ms)
-    if given.commit.interrupted_turn_input_turn_id is not None:
-        yield from turn_input.defer_interrupted(sid, given.commit.interrupted_turn_input_turn_id)
-    for work_claim in given.commit.completed_queue_claims:
-        yield from queued_work.settle_claim(sid, work_claim, settled_ms)
-    for attachment_id in given.commit.committed_attachment_ids:
-        yield Statement(STAMP_ATTACHMENT, (sid, attachment_id))
-    release = given.commit.release_session_execution_lease
-    if plan.releases and release is not None:
-        yield free_lane(sid, release)
+        statements.append(Statement(PUT_USAGE, (sid, source, model, *msgspec.structs.astuple(usage))))
+    statements += _head(given, plan, sid)
+    for input_claim in commit.completed_turn_input_claims:
+        statements += turn_input.settle_claim(sid, input_claim, settled_ms)
+    if commit.interrupted_turn_input_turn_id is not None:
+        statements += turn_input.defer_interrupted(sid, commit.interrupted_turn_input_turn_id)
+    for work_claim in commit.completed_queue_claims:
+        statements += queued_work.settle_claim(sid, work_claim, settled_ms)
+    statements += [Statement(STAMP_ATTACHMENT, (sid, each)) for each in commit.committed_attachment_ids]
+    if plan.releases and commit.release_session_execution_lease is not None:
+        statements.append(free_lane(sid, commit.release_session_execution_lease))
+    return statements
 
 
-def _graph(given: CommitInput, plan: Settlement, sid: int) -> Iterable[Statement | Many]:
-    if plan.replaces:
-        yield Statement(DROP_LIVE_NODES, (sid,))
+def _graph(given: CommitInput, plan: Settlement, sid: int) -> list[Statement | Many]:
+    statements: list[Statement | Many] = [Statement(DROP_LIVE_NODES, (sid,))] if plan.replaces else []
     if plan.placed:
-        yield Many(
-            ADD_NODE,
-            [
-                (sid, node.seq, node.node_id, node.parent_seq, body_crc(body), body)
-                for node, body in zip(plan.placed, given.node_bodies, strict=True)
-            ],
-        )
+        rows = [
+            (sid, node.seq, node.node_id, node.parent_seq, body_crc(body), body)
+            for node, body in zip(plan.placed, given.node_bodies, strict=True)
+        ]
+        statements.append(Many(ADD_NODE, rows))
+    # Frames stand in the order of the commits that brought them; the first insert settles a frame's place.
+    first = plan.result.head_revision * _FRAMES_PER_COMMIT
     for at, (frame, body) in enumerate(zip(given.commit.agent_frames, given.frame_bodies, strict=True)):
-        # Frames stand in the order of the commits that brought them; the first insert settles a frame's place.
-        seq = plan.result.head_revision * _FRAMES_PER_COMMIT + at
-        yield Statement(PUT_FRAME, (sid, frame.frame_id, seq, body))
+        statements.append(Statement(PUT_FRAME, (sid, frame.frame_id, first + at, body)))
+    return statements
 
 
-def _blobs(given: CommitInput, plan: Settlement, sid: int, revision: int) -> Iterable[Many]:
+def _blobs(given: CommitInput, plan: Settlement, sid: int) -> list[Many]:
     contents = given.checkpoint.contents if given.checkpoint else {}
     new = [(ref, contents[ref]) for holder, ref in plan.blobs_gained if holder == rules.HEAD]
-    if new:
-        yield Many(ADD_BLOB, new)
-    if plan.blobs_gained:
-        yield Many(HOLD_BLOB, [(sid, holder, ref) for holder, ref in plan.blobs_gained])
-    if plan.blobs_dropped:
-        yield Many(DROP_BLOB, [(sid, holder, ref, revision) for holder, ref in plan.blobs_dropped])
+    revision = plan.result.head_revision
+    changes = (
+        Many(ADD_BLOB, new),
+        Many(HOLD_BLOB, [(sid, holder, ref) for holder, ref in plan.blobs_gained]),
+        Many(DROP_BLOB, [(sid, holder, ref, revision) for holder, ref in plan.blobs_dropped]),
+    )
+    return [change for change in changes if change.rows]
 
 
-def _head(given: CommitInput, plan: Settlement, sid: int, revision: int) -> Iterable[Statement]:
+def _head(given: CommitInput, plan: Settlement, sid: int) -> tuple[Statement, ...]:
     result, stamp = plan.result, given.commit.turn_commit
+    revision, now_ms = result.head_revision, plan.lane.now_ms
     checkpoint_ref = result.checkpoint_ref.sha256 if result.checkpoint_ref else None
-    yield Statement(
-        ADD_HEAD if plan.first else MOVE_HEAD,
-        (
-            sid,
-            revision,
-            result.leaf_node_id,
-            plan.node_count,
-            plan.next_seq,
-            plan.config_body,
-            plan.agent_frame_id,
-            checkpoint_ref,
-            None if plan.checkpoint is None else encode(plan.checkpoint).decode(),
-            plan.lane.now_ms,
-        ),
+    head = (
+        sid,
+        revision,
+        result.leaf_node_id,
+        plan.node_count,
+        plan.next_seq,
+        plan.config_body,
+        plan.agent_frame_id,
+        checkpoint_ref,
+        None if plan.checkpoint is None else encode(plan.checkpoint).decode(),
+        now_ms,
     )
-    yield Statement(
-        ADD_TO_LOG,
-        (
-            sid,
-            revision,
-            "turn",
-            None if stamp is None else stamp.turn_id,
-            None if stamp is None else stamp.turn_commit_hash,
-            result.leaf_node_id,
-            checkpoint_ref,
-            plan.lane.now_ms,
-            None if stamp is None else encode(result).decode(),
-            id_list(plan.changed_frames) if plan.changed_frames else None,
-        ),
+    log = (
+        sid,
+        revision,
+        "turn",
+        None if stamp is None else stamp.turn_id,
+        None if stamp is None else stamp.turn_commit_hash,
+        result.leaf_node_id,
+        checkpoint_ref,
+        now_ms,
+        None if stamp is None else encode(result).decode(),
+        id_list(plan.changed_frames) if plan.changed_frames else None,
     )
+    return Statement(ADD_HEAD if plan.first else MOVE_HEAD, head), Statement(ADD_TO_LOG, log)

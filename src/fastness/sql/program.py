@@ -19,7 +19,9 @@ parameter ``$n`` (``x in any_of($2)``), and a trailing ``for update`` locks rows
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
+
+import msgspec
 
 from fastness.model.base import encode
 
@@ -29,14 +31,14 @@ Rows: TypeAlias = "list[list[Row]]"
 """One list of rows for each statement of a batch."""
 
 
-class Statement(NamedTuple):
+class Statement(msgspec.Struct, frozen=True, gc=False):
     """One SQL statement and its parameters."""
 
     sql: str
     params: tuple[Param, ...] = ()
 
 
-class Many(NamedTuple):
+class Many(msgspec.Struct, frozen=True, gc=False):
     """One statement run for each tuple of parameters; it gives no rows."""
 
     sql: str
