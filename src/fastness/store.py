@@ -134,7 +134,7 @@ class SessionStore:
     async def commit_runtime_state(self, commit: RuntimeCommit) -> RuntimeCommitResult:
         """Settle a turn: all of it, exactly once, or nothing (laws C1 to C14)."""
         given = prepare(commit, self._options.commit_budget_bytes)
-        target = await self._bound()
+        target = Target(self.session_id, self._sid) if self._sid is not None else await self._bound()
         if target.sid is None:
             if commit.session_id != self.session_id:
                 raise SessionBindingMismatchError(self.session_id, commit.session_id)

@@ -46,7 +46,7 @@ class Receipt(msgspec.Struct, frozen=True):
 
 
 class HeadFacts(msgspec.Struct, frozen=True):
-    """The head's row. ``config_body`` is the JSON record."""
+    """The head's row. ``config_body`` and ``checkpoint_body`` are JSON records, ``checkpoint`` is the latter, read."""
 
     revision: int
     leaf_node_id: str | None
@@ -55,6 +55,7 @@ class HeadFacts(msgspec.Struct, frozen=True):
     config_body: str
     agent_frame_id: str | None
     checkpoint_ref: str | None
+    checkpoint_body: str | None
     checkpoint: SessionCheckpoint | None
 
     def held(self) -> frozenset[str]:
@@ -104,7 +105,7 @@ class Settlement(msgspec.Struct, frozen=True):
     next_seq: int
     config_body: str
     agent_frame_id: str | None
-    checkpoint: SessionCheckpoint | None
+    checkpoint_body: str | None
     blobs_gained: Sequence[tuple[str, str]]
     blobs_dropped: Sequence[tuple[str, str]]
     changed_frames: Sequence[str]
@@ -112,7 +113,7 @@ class Settlement(msgspec.Struct, frozen=True):
     releases: bool
 
 
-EMPTY_HEAD = HeadFacts(0, None, 0, 1, '{"v":1}', None, None, None)
+EMPTY_HEAD = HeadFacts(0, None, 0, 1, '{"v":1}', None, None, None, None)
 """What a session stands on before its first commit."""
 
 
@@ -193,7 +194,7 @@ def _settlement(given: CommitInput, facts: CommitFacts, lane: LaneFacts, head: H
         next_seq=head.next_seq + len(placed),
         config_body=config_body,
         agent_frame_id=commit.current_agent_frame_id or head.agent_frame_id,
-        checkpoint=given.checkpoint.manifest if given.checkpoint else head.checkpoint,
+        checkpoint_body=given.checkpoint.manifest_body if given.checkpoint else head.checkpoint_body,
         blobs_gained=gained,
         blobs_dropped=dropped,
         changed_frames=[frame.frame_id for frame in commit.agent_frames if frame.frame_id in facts.frames],

@@ -50,6 +50,7 @@ class CheckpointInput(msgspec.Struct, frozen=True):
     """A checkpoint ready to be stored: its manifest, the content that came along, and what it carries by reference."""
 
     manifest: SessionCheckpoint
+    manifest_body: str
     manifest_ref: str
     contents: dict[str, bytes]
     carried: tuple[str, ...]
@@ -264,10 +265,11 @@ def _checkpoint(hydrated: HydratedSessionCheckpoint) -> CheckpointInput:
         _part("plugin_snapshot", hydrated.plugin_snapshot, contents, carried),
         _part("execution_state", hydrated.execution_state, contents, carried),
     )
-    body = checked(SessionCheckpoint, manifest)[1].encode()
-    manifest_ref = sha256_hex(body)
-    contents[manifest_ref] = body
-    return CheckpointInput(manifest, manifest_ref, contents, tuple(carried))
+    manifest_body = checked(SessionCheckpoint, manifest)[1]
+    content = manifest_body.encode()
+    manifest_ref = sha256_hex(content)
+    contents[manifest_ref] = content
+    return CheckpointInput(manifest, manifest_body, manifest_ref, contents, tuple(carried))
 
 
 def _part(name: str, part: object, contents: dict[str, bytes], carried: list[str]) -> BlobRef | None:

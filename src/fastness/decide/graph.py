@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from fastness.errors import GraphInvalidError, NodeIdCollisionError
 from fastness.model.graph import dangling_leaf, dangling_parent
 from fastness.model.transcript import SessionNodeRecord
 
 
-class KnownNode(NamedTuple):
+class KnownNode(msgspec.Struct, frozen=True, gc=False):
     """A node that the store has. A tombstoned one keeps its id taken and is otherwise not there."""
 
     seq: int
     tombstoned: bool
 
 
-class PlacedNode(NamedTuple):
+class PlacedNode(msgspec.Struct, frozen=True, gc=False):
     """A new node with its place: ``seq`` orders the nodes of a session, ``parent_seq`` is None for a root."""
 
     node_id: str

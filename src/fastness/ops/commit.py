@@ -162,7 +162,7 @@ def _head_facts(rows: list[Row]) -> HeadFacts | None:
         return None
     revision, leaf, count, next_seq, config, frame, ref, body = rows[0]
     checkpoint = None if body is None else stored(SessionCheckpoint, body)
-    return HeadFacts(revision, leaf, count, next_seq, config, frame, ref, checkpoint)
+    return HeadFacts(revision, leaf, count, next_seq, config, frame, ref, body, checkpoint)
 
 
 def _receipt(rows: list[Row]) -> Receipt | None:
@@ -232,7 +232,7 @@ def _head(given: CommitInput, plan: Settlement, sid: int) -> tuple[Statement, ..
         plan.config_body,
         plan.agent_frame_id,
         checkpoint_ref,
-        None if plan.checkpoint is None else encode(plan.checkpoint).decode(),
+        plan.checkpoint_body,
         now_ms,
     )
     log = (
