@@ -11,7 +11,7 @@ from bench.bare import BareScript
 from bench.turns import Turns
 from fastness.persistence import SqliteSessionStoreFactory
 
-ROUNDS = 7
+ROUNDS = 9
 TURNS = 400
 WAITERS = 64
 TURNS_EACH = 25

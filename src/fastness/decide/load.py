@@ -12,15 +12,14 @@ from fastness.model.transcript import SessionNodeRecord
 def full_graph(
     session_id: str, nodes: Sequence[SessionNodeRecord], leaf_node_id: str | None, node_count: int
 ) -> SessionGraph:
-    """Check that every live node is there, after its parent, and the leaf among them."""
-    seen: set[str] = set()
-    for node in nodes:
-        if node.parent_node_id is not None and node.parent_node_id not in seen:
-            raise dangling_parent(session_id, node)
-        seen.add(node.node_id)
-    if leaf_node_id is not None and leaf_node_id not in seen:
+    """Check that every live node is there with its parent, and the leaf among them."""
+    ids = {node.node_id for node in nodes}
+    missing = {node.parent_node_id for node in nodes} - ids - {None}
+    if missing:
+        raise dangling_parent(session_id, next(node for node in nodes if node.parent_node_id in missing))
+    if leaf_node_id is not None and leaf_node_id not in ids:
         raise dangling_leaf(session_id, leaf_node_id)
-    if len(seen) != node_count or len(nodes) != node_count:
+    if len(ids) != node_count or len(nodes) != node_count:
         detail = f"{len(nodes)} nodes are stored where the head counts {node_count}; run 'check', restore from a backup"
         raise GraphInvalidError(session_id, "node_count", None, detail)
     return SessionGraph(tuple(nodes), leaf_node_id)

@@ -21,6 +21,7 @@ BatchHook: TypeAlias = Callable[[Read | Write | None], None]
 
 _PARAMETER = re.compile(r"\$(\d+)")
 _ANY_OF = re.compile(r"\bany_of\(\s*\$(\d+)\s*\)", re.IGNORECASE)
+_UTF8 = re.compile(r"\butf8\(\s*([\w.]+)\s*\)", re.IGNORECASE)
 _FOR_UPDATE = re.compile(r"\s+for\s+update\s*;?\s*$", re.IGNORECASE)
 
 _translated: dict[str, str] = {}
@@ -30,6 +31,7 @@ def translate(sql: str) -> str:
     """Give a shared statement in the words of SQLite: it binds ``?n`` by number, ``$n`` by first appearance."""
     text = _FOR_UPDATE.sub("", sql)
     text = _ANY_OF.sub(r"(select value from json_each(?\1))", text)
+    text = _UTF8.sub(r"cast(\1 as blob)", text)
     text = _translated[sql] = _PARAMETER.sub(r"?\1", text)
     return text
 

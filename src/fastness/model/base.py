@@ -25,8 +25,11 @@ RECORD_VERSION = 1
 _VERSION_PREFIX = b'{"v":1,'
 
 
-class Value(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An immutable value. Fields that hold their default are left out of its JSON."""
+class Value(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """An immutable value. Fields that hold their default are left out of its JSON.
+
+    What is immutable cannot be part of a cycle, so the collector need not look at it: a session has many of them.
+    """
 
 
 class Record(Value, frozen=True, tag_field="v", tag=RECORD_VERSION):
@@ -115,11 +118,6 @@ def check_version(kind: type[Record], data: bytes) -> None:
         raise RecordVersionInvalidError(kind.__name__, version)
     if version != RECORD_VERSION:
         raise RecordVersionUnsupportedError(kind.__name__, version, (RECORD_VERSION,))
-
-
-def has_current_version(data: str) -> bool:
-    """Tell at a glance whether a record's JSON opens with the version that this release writes."""
-    return data.startswith('{"v":1,')
 
 
 def checked(kind: type[R], value: R) -> tuple[R, str]:

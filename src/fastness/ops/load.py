@@ -43,8 +43,8 @@ LEDGER = """
     select source, model, input_tokens, output_tokens, cache_read_tokens, cache_write_tokens, reasoning_output_tokens
     from token_usage where sid = $1 order by source, model"""
 BLOBS = "select ref, body from blob where ref in any_of($1)"
-LIVE_NODES = "select body, crc from node where sid = $1 and tombstoned = 0 order by seq"
-NODE = "select body, crc from node where sid = $1 and node_id = $2 and tombstoned = 0"
+LIVE_NODES = "select utf8(body), crc from node where sid = $1 and tombstoned = 0 order by seq"
+NODE = "select utf8(body), crc from node where sid = $1 and node_id = $2 and tombstoned = 0"
 # A parent is older than its child, so the walk ends even where a file is damaged. The cross join has SQLite go through
 # the path and look each node up, whatever it thinks of their numbers.
 PATH = """
@@ -53,7 +53,7 @@ PATH = """
         union all
         select n.seq, n.parent_seq from path p join node n on n.sid = $1 and n.seq = p.parent_seq
         where n.seq < p.seq and n.tombstoned = 0)
-    select n.body, n.crc from path p cross join node n where n.sid = $1 and n.seq = p.seq order by p.seq"""
+    select utf8(n.body), n.crc from path p cross join node n where n.sid = $1 and n.seq = p.seq order by p.seq"""
 
 
 class SessionRow(msgspec.Struct, frozen=True):

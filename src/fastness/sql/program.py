@@ -11,9 +11,12 @@ The rules that both sides keep:
 * A program does not catch database errors, and its result counts only once COMMIT has answered.
 * Times come from ``now_ms()`` in a statement, read after the lane is locked.
 
-The SQL is shared by all dialects. Parameters are ``$1``, ``$2``, … ; three words are the seam to a dialect:
-``now_ms()`` is the database's clock, ``any_of($n)`` is a subquery over a JSON array of texts given as the text
-parameter ``$n`` (``x in any_of($2)``), and a trailing ``for update`` locks rows where the dialect has row locks.
+The SQL is shared by all dialects. Parameters are ``$1``, ``$2``, … ; four words are the seam to a dialect:
+
+* ``now_ms()`` is the database's clock;
+* ``any_of($n)`` is a subquery over a JSON array of texts given as the text parameter ``$n`` (``x in any_of($2)``);
+* ``utf8(column)`` gives a text as its bytes;
+* a trailing ``for update`` locks rows where the dialect has row locks.
 """
 
 from __future__ import annotations
