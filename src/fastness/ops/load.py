@@ -43,7 +43,8 @@ LEDGER = """
     select source, model, input_tokens, output_tokens, cache_read_tokens, cache_write_tokens, reasoning_output_tokens
     from token_usage where sid = $1 order by source, model"""
 BLOBS = "select ref, body from blob where ref in any_of($1)"
-LIVE_NODES = "select utf8(body), crc from node where sid = $1 and tombstoned = 0 order by seq"
+LIVE_NODES = """
+    select utf8(body), crc, seq from node where sid = $1 and tombstoned = 0 and seq > $2 order by seq limit $3"""
 NODE = "select utf8(body), crc from node where sid = $1 and node_id = $2 and tombstoned = 0"
 # A parent is older than its child, so the walk ends even where a file is damaged. The cross join has SQLite go through
 # the path and look each node up, whatever it thinks of their numbers.
@@ -54,6 +55,8 @@ PATH = """
         select n.seq, n.parent_seq from path p join node n on n.sid = $1 and n.seq = p.parent_seq
         where n.seq < p.seq and n.tombstoned = 0)
     select utf8(n.body), n.crc from path p cross join node n where n.sid = $1 and n.seq = p.seq order by p.seq"""
+
+_NODES_PER_READ = 250
 
 
 class SessionRow(msgspec.Struct, frozen=True):
@@ -157,12 +160,23 @@ def load_session(target: Target, scope: SessionReadScope) -> Program[PersistedSe
 
 def _load_graph(session_id: str, sid: int, head: SessionHeadMeta, scope: SessionReadScope) -> Program[SessionGraph]:
     if isinstance(scope, FullGraph):
-        (rows,) = yield Read(Statement(LIVE_NODES, (sid,)))
-        nodes = stored_nodes(session_id, rows)
+        nodes = yield from _live_nodes(session_id, sid)
         return rules.full_graph(session_id, nodes, head.leaf_node_id, head.node_count)
     leaf = head.leaf_node_id if scope.leaf_node_id is None else scope.leaf_node_id
     (rows,) = yield Read(Statement(PATH, (sid, leaf)))
     return rules.active_path(session_id, stored_nodes(session_id, rows), leaf)
+
+
+def _live_nodes(session_id: str, sid: int) -> Program[list[SessionNodeRecord]]:
+    """Read all live nodes, some at a time: what was decoded is let go of before more comes, and stays in the caches."""
+    nodes: list[SessionNodeRecord] = []
+    after = 0
+    while True:
+        (rows,) = yield Read(Statement(LIVE_NODES, (sid, after, _NODES_PER_READ)))
+        nodes += stored_nodes(session_id, rows)
+        if len(rows) < _NODES_PER_READ:
+            return nodes
+        after = rows[-1][-1]
 
 
 def _load_checkpoint(body: str | None) -> Program[HydratedSessionCheckpoint | None]:

@@ -34,10 +34,10 @@ def stored(kind: type[R], body: str | bytes, name: str = "") -> R:
 
 
 def stored_nodes(session_id: str, rows: list[Row]) -> list[SessionNodeRecord]:
-    """Read nodes from rows of body, as bytes, and checksum. A damaged one is a ``GraphInvalidError`` (law G3)."""
+    """Read nodes from rows that begin with body, as bytes, and checksum. ``GraphInvalidError`` if damaged (law G3)."""
     if not rows:
         return []
-    bodies, checksums = zip(*rows, strict=True)
+    bodies, checksums, *_ = zip(*rows, strict=True)
     if tuple(map(crc32, bodies)) == checksums:
         try:
             # A body that has its checksum is as it was written, its version included: one more look at that is for
@@ -52,7 +52,7 @@ def _damage(session_id: str, rows: list[Row]) -> GraphInvalidError:
     """Find the first node that is damaged. Raises a ``RecordVersionError`` for one of another version."""
     after: str | None = None
     fault = "checksum"
-    for body, checksum in rows:
+    for body, checksum, *_ in rows:
         try:
             node = decode_record(SessionNodeRecord, body)
         except (msgspec.DecodeError, UnicodeError):
