@@ -81,7 +81,8 @@ _decoders: dict[type[Value], msgspec.json.Decoder[Any]] = {}
 _list_decoders: dict[type[Value], msgspec.json.Decoder[Any]] = {}
 
 
-def _list_decoder_of(kind: type[V]) -> msgspec.json.Decoder[list[V]]:
+def list_decoder_of(kind: type[V]) -> msgspec.json.Decoder[list[V]]:
+    """Give the one decoder of lists of a kind of value."""
     known = _list_decoders.get(kind)
     if known is None:
         known = _list_decoders[kind] = msgspec.json.Decoder(list[kind])  # type: ignore[valid-type]
@@ -147,7 +148,7 @@ def checked_bodies(kind: type[R], values: Sequence[R]) -> list[str]:
     if all(type(value) is kind for value in values):
         try:
             encoded = [_encoder.encode(value) for value in values]
-            again = _list_decoder_of(kind).decode(b"[%b]" % b",".join(encoded))
+            again = list_decoder_of(kind).decode(b"[%b]" % b",".join(encoded))
             # One by one: foreign JSON that ends its record early could pass for two in the list as a whole.
             if [_encoder.encode(value) for value in again] == encoded:
                 return [body.decode() for body in encoded]

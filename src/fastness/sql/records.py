@@ -8,13 +8,13 @@ from zlib import crc32
 import msgspec
 
 from fastness.errors import DatabaseDamagedError, GraphInvalidError
-from fastness.model.base import Record, decode_record, decoder_of
+from fastness.model.base import Record, decode_record, list_decoder_of
 from fastness.model.transcript import SessionNodeRecord
 from fastness.sql.program import Row
 
 R = TypeVar("R", bound=Record)
 
-_decode_node = decoder_of(SessionNodeRecord).decode
+_decode_nodes = list_decoder_of(SessionNodeRecord).decode
 
 
 def body_crc(body: str) -> int:
@@ -42,7 +42,7 @@ def stored_nodes(session_id: str, rows: list[Row]) -> list[SessionNodeRecord]:
         try:
             # A body that has its checksum is as it was written, its version included: one more look at that is for
             # the slow way, which tells what is wrong and with which node.
-            return list(map(_decode_node, bodies))
+            return _decode_nodes(b"[%b]" % b",".join(bodies))
         except (msgspec.DecodeError, UnicodeError):
             pass
     raise _damage(session_id, rows)
