@@ -82,7 +82,7 @@ class BareScript:
         execute = self.db.execute
         execute("begin immediate")
         list(execute(_LANE, (1,)))
-        ((revision, *_),) = list(execute(_HEAD, (1,)))
+        ((revision, *_),) = list(execute(_HEAD, (1, None)))
         list(execute(_KNOWN, (1, ids)))
         self.db.executemany(_ADD_NODE, rows)
         for ref, content in blobs:

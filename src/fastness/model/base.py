@@ -149,8 +149,9 @@ def checked_bodies(kind: type[R], values: Sequence[R]) -> list[str]:
         try:
             encoded = [_encoder.encode(value) for value in values]
             again = list_decoder_of(kind).decode(b"[%b]" % b",".join(encoded))
-            # One by one: foreign JSON that ends its record early could pass for two in the list as a whole.
-            if [_encoder.encode(value) for value in again] == encoded:
+            # One by one: foreign JSON that ends its record early could pass for two in the list as a whole. Values that
+            # are not equal may still read back as themselves, such as a list for a tuple.
+            if again == list(values) or [_encoder.encode(value) for value in again] == encoded:
                 return [body.decode() for body in encoded]
         except (TypeError, ValueError, RecursionError, msgspec.MsgspecError):
             pass  # what is wrong, and with which of them, is for the slow way to say

@@ -20,12 +20,11 @@ from fastness.sql.program import Many, Program, Read, Row, Statement, Write, id_
 from fastness.sql.records import body_crc, stored
 
 HEAD_FACTS = """
-    select revision, leaf_node_id, node_count, next_seq, config, agent_frame_id, checkpoint_ref, checkpoint
-    from head where sid = $1"""
+    select h.revision, h.leaf_node_id, h.node_count, h.next_seq, h.config, h.agent_frame_id, h.checkpoint_ref,
+        h.checkpoint, c.turn_hash, c.result, c.changed_frames
+    from head h left join commit_log c on c.sid = h.sid and c.turn_id = $2 and c.turn_hash is not null
+    where h.sid = $1"""
 INITIAL_CONFIG = "select config from session where sid = $1"
-RECEIPT = (
-    "select turn_hash, result, changed_frames from commit_log where sid = $1 and turn_id = $2 and turn_hash is not null"
-)
 KNOWN_NODES = "select node_id, seq, tombstoned from node where sid = $1 and node_id in any_of($2)"
 KNOWN_FRAMES = "select frame_id, body from agent_frame where sid = $1 and frame_id in any_of($2)"
 HELD_BY_FRAMES = """
@@ -102,11 +101,10 @@ def _lock_outbox_sessions(target: Target, given: RuntimeCommit) -> Program[None]
 
 def _facts(target: Target, given: CommitInput) -> Program[CommitFacts]:
     commit, sid = given.commit, target.sid
-    asked = {"lane": lane_statement(target), "head": Statement(HEAD_FACTS, (sid,))}
+    turn_id = None if commit.turn_commit is None else commit.turn_commit.turn_id
+    asked = {"lane": lane_statement(target), "head": Statement(HEAD_FACTS, (sid, turn_id))}
     if commit.expected_head_revision is None:
         asked["config"] = Statement(INITIAL_CONFIG, (sid,))
-    if commit.turn_commit is not None:
-        asked["receipt"] = Statement(RECEIPT, (sid, commit.turn_commit.turn_id))
     if given.node_ids:
         asked["nodes"] = Statement(KNOWN_NODES, (sid, id_list(given.node_ids)))
     if given.frame_ids:
@@ -131,8 +129,6 @@ def _read_facts(target: Target, rows: dict[str, list[Row]]) -> CommitFacts:
     found: dict[str, Any] = {}
     if "config" in rows:
         found["initial_config_body"] = next((config for (config,) in rows["config"]), None)
-    if "receipt" in rows:
-        found["receipt"] = _receipt(rows["receipt"])
     if "nodes" in rows:
         found["known"] = {node_id: KnownNode(seq, bool(hidden)) for node_id, seq, hidden in rows["nodes"]}
     if "frames" in rows:
@@ -147,7 +143,8 @@ def _read_facts(target: Target, rows: dict[str, list[Row]]) -> CommitFacts:
         found["work_rows"] = [queued_work.held_row(row) for row in rows["work"]]
     if "attachments" in rows:
         found["manifest"] = frozenset(attachment_id for (attachment_id,) in rows["attachments"])
-    return CommitFacts(lane_facts(target, rows["lane"]), _head_facts(rows["head"]), **found)
+    head, receipt = _head_facts(rows["head"])
+    return CommitFacts(lane_facts(target, rows["lane"]), head, receipt, **found)
 
 
 def _held(rows: list[Row]) -> dict[str, frozenset[str]]:
@@ -157,18 +154,17 @@ def _held(rows: list[Row]) -> dict[str, frozenset[str]]:
     return {holder: frozenset(refs) for holder, refs in held.items()}
 
 
-def _head_facts(rows: list[Row]) -> HeadFacts | None:
+def _head_facts(rows: list[Row]) -> tuple[HeadFacts | None, Receipt | None]:
+    """The head and the receipt of the stamp's turn. Where there is no head, no turn was settled."""
     if not rows:
-        return None
-    revision, leaf, count, next_seq, config, frame, ref, body = rows[0]
+        return None, None
+    revision, leaf, count, next_seq, config, frame, ref, body, turn_hash, result, changed_frames = rows[0]
     checkpoint = None if body is None else stored(SessionCheckpoint, body)
-    return HeadFacts(revision, leaf, count, next_seq, config, frame, ref, body, checkpoint)
+    facts = HeadFacts(revision, leaf, count, next_seq, config, frame, ref, body, checkpoint)
+    return facts, None if turn_hash is None else _receipt(turn_hash, result, changed_frames)
 
 
-def _receipt(rows: list[Row]) -> Receipt | None:
-    if not rows:
-        return None
-    turn_hash, result, changed_frames = rows[0]
+def _receipt(turn_hash: str, result: str, changed_frames: str | None) -> Receipt:
     changed = frozenset() if changed_frames is None else frozenset(msgspec.json.decode(changed_frames, type=list[str]))
     return Receipt(turn_hash, stored(RuntimeCommitResult, result), changed)
 
