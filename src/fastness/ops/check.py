@@ -18,6 +18,7 @@ from fastness.model.reports import CheckFinding, CheckReport
 from fastness.model.session import AgentFrameRecord, PersistedSessionConfig, SessionMeta
 from fastness.model.transcript import SessionNodeRecord
 from fastness.model.turn_input import PendingTurnInputDraft
+from fastness.ops.commit import held_by_holder
 from fastness.sql.program import Program, Read, Row, Statement
 from fastness.sql.records import body_crc, stored
 from fastness.sql.schema import SESSION_TABLES
@@ -96,7 +97,7 @@ def check_session(sid: int) -> Program[SessionCheck]:
         log=LogFact(log_count, newest, *(last[0] if last else (None, None))),
         frames=frozenset(frame_id for frame_id, _ in frames),
         needed=_needed(head, frames, bodies),
-        held=_held(held),
+        held=held_by_holder(held),
         broken=frozenset(ref for ref, body in bodies.items() if body is None or sha256_hex(bytes(body)) != ref),
         rows=[_claim_fact("input", PendingTurnInputDraft, row) for row in inputs]
         + [_claim_fact("batch", QueuedWorkBatchDraft, row) for row in work],
@@ -126,13 +127,6 @@ def _read(kind: type[R], body: str | bytes | None) -> R | None:
 
 def _readable(kind: type[R], body: str | None) -> bool:
     return body is None or _read(kind, body) is not None
-
-
-def _held(rows: list[Row]) -> dict[str, frozenset[str]]:
-    found: dict[str, set[str]] = {}
-    for holder, ref, _ in rows:
-        found.setdefault(holder, set()).add(ref)
-    return {holder: frozenset(refs) for holder, refs in found.items()}
 
 
 def _needed(

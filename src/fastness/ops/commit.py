@@ -134,7 +134,7 @@ def _read_facts(target: Target, rows: dict[str, list[Row]]) -> CommitFacts:
     if "frames" in rows:
         found["frames"] = {name: stored(AgentFrameRecord, body).checkpoint_ref for name, body in rows["frames"]}
     if "held_by_frames" in rows:
-        found["held"] = _held(rows["held_by_frames"])
+        found["held"] = held_by_holder(rows["held_by_frames"])
     if "usage" in rows:
         found["usage"] = {(source, model): TokenUsage(*counters) for source, model, *counters in rows["usage"]}
     if "input" in rows:
@@ -147,9 +147,10 @@ def _read_facts(target: Target, rows: dict[str, list[Row]]) -> CommitFacts:
     return CommitFacts(lane_facts(target, rows["lane"]), head, receipt, **found)
 
 
-def _held(rows: list[Row]) -> dict[str, frozenset[str]]:
+def held_by_holder(rows: list[Row]) -> dict[str, frozenset[str]]:
+    """Read rows that begin with holder and ref: what each holder has on record as held."""
     held: dict[str, set[str]] = {}
-    for holder, ref in rows:
+    for holder, ref, *_ in rows:
         held.setdefault(holder, set()).add(ref)
     return {holder: frozenset(refs) for holder, refs in held.items()}
 
