@@ -18,7 +18,7 @@ from fastness.engines.sqlite_run import translate
 from fastness.model.base import encode, sha256_hex
 from fastness.ops import commit as sql
 from fastness.ops import turn_input
-from fastness.ops.lane import LOCK_LANE_BY_SID
+from fastness.ops.lane import LANE
 from fastness.sql.schema import SQLITE_TYPES, create_tables
 
 
@@ -104,7 +104,7 @@ class BareScript:
         execute("commit")
 
 
-_LANE, _HEAD, _KNOWN = translate(LOCK_LANE_BY_SID), translate(sql.HEAD_FACTS), translate(sql.KNOWN_NODES)
+_LANE, _HEAD, _KNOWN = translate(LANE), translate(sql.HEAD_FACTS), translate(sql.KNOWN_NODES)
 _ADD_NODE, _ADD_BLOB, _HOLD = translate(sql.ADD_NODE), translate(sql.ADD_BLOB), translate(sql.HOLD_BLOB)
 _DROP, _USAGE, _MOVE, _LOG = map(translate, (sql.DROP_BLOB, sql.PUT_USAGE, sql.MOVE_HEAD, sql.ADD_TO_LOG))
 _KEEP = translate(turn_input.ACTIVE.keep_claimed)

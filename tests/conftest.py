@@ -1,17 +1,16 @@
-"""Fixtures: a ``lab`` for every engine there is."""
+"""Fixtures: a ``subject`` for every engine there is, and with the kit's plugin a ``lab`` of it."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
-
 import pytest
 
-from tests.lab import ENGINES, Lab
+from fastness.conformance import Subject
+from tests.lab import ENGINES
+
+pytest_plugins = ["fastness.conformance.plugin"]
 
 
 @pytest.fixture(params=sorted(ENGINES))
-async def lab(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Lab]:
-    """A database of its own on one engine, with a clock that the test moves."""
-    async with Lab(ENGINES[request.param], tmp_path) as made:
-        yield made
+def subject(request: pytest.FixtureRequest) -> Subject:
+    """One engine after the other."""
+    return ENGINES[request.param]

@@ -21,6 +21,7 @@ import os
 import sys
 from pathlib import Path
 
+from fastness.conformance.builders import node, usage
 from fastness.errors import StoreError
 from fastness.liveness import mint_owner
 from fastness.model import (
@@ -38,7 +39,6 @@ from fastness.model import (
 )
 from fastness.model.turn_input import NextTurn, TextItem
 from fastness.persistence import SqliteSessionStoreFactory
-from tests.builders import node, usage
 
 SESSIONS = ("a", "b")
 TTL_MS = 60_000

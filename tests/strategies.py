@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
+from fastness.conformance.builders import command, task
 from fastness.model import (
     ActiveTurn,
     BlobRef,
@@ -20,7 +21,6 @@ from fastness.model import (
     QueuedWorkPayload,
     TurnInput,
 )
-from tests.builders import command, task
 
 SESSIONS = ("a", "b")
 HERE = LocalProcess("host", "boot", 1, "1")

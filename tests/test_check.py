@@ -7,6 +7,7 @@ from pathlib import Path
 import apsw
 import pytest
 
+from fastness.conformance.builders import checkpoint, lane, node, said, turn
 from fastness.persistence import (
     AgentFrameRecord,
     CheckReport,
@@ -15,7 +16,6 @@ from fastness.persistence import (
     TokenLedgerEntry,
     TokenUsage,
 )
-from tests.builders import checkpoint, lane, node, said, turn
 
 NOW = "2026-01-01T00:00:00Z"
 

@@ -9,25 +9,7 @@ from typing import Any
 
 import pytest
 
-from fastness.errors import StoreError
-from fastness.model import (
-    AgentFrameRecord,
-    AttachmentReclaimGrant,
-    ByInputId,
-    Child,
-    FullGraph,
-    LeaseOwnerIdentity,
-    LocalProcess,
-    QueuedWorkClaim,
-    RuntimePersistence,
-    SessionExecutionLease,
-    SessionMeta,
-    SessionStoreCreateRequest,
-    TurnInputClaim,
-)
-from fastness.model.protocols import SessionStoreFactory
-from fastness.sql.program import Read, Write
-from tests.builders import (
+from fastness.conformance.builders import (
     ALICE,
     BOB,
     TTL_MS,
@@ -48,7 +30,25 @@ from tests.builders import (
     usage,
     work,
 )
-from tests.lab import START_MS, Lab, differences
+from fastness.conformance.lab import START_MS, Lab, differences
+from fastness.errors import StoreError
+from fastness.model import (
+    AgentFrameRecord,
+    AttachmentReclaimGrant,
+    ByInputId,
+    Child,
+    FullGraph,
+    LeaseOwnerIdentity,
+    LocalProcess,
+    QueuedWorkClaim,
+    RuntimePersistence,
+    SessionExecutionLease,
+    SessionMeta,
+    SessionStoreCreateRequest,
+    TurnInputClaim,
+)
+from fastness.model.protocols import SessionStoreFactory
+from fastness.sql.program import Read, Write
 
 DEAD = LocalProcess("host", "boot", 1, "1")
 

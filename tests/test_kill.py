@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
+from fastness.conformance.builders import chain, commit, owner, texts
 from fastness.model import Acquired, FullGraph, SessionStoreCreateRequest, TurnInput
 from fastness.model.turn_input import NextTurn, PendingTurnInputDraft
 from fastness.persistence import SqliteSessionStoreFactory
 from fastness.sql.program import Program, Read, Statement
-from tests.builders import chain, commit, owner, texts
 from tests.mortals import SESSIONS, TTL_MS
 
 KILLS = 600

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
+from fastness.conformance.builders import WHEN, append, content_id, intent, node, usage
 from fastness.model import (
     Acquired,
     ActivePath,
@@ -30,7 +31,6 @@ from fastness.model import (
     TurnInputCompletion,
     Unchanged,
 )
-from tests.builders import WHEN, append, content_id, intent, node, usage
 from tests.strategies import (
     BLOB_X,
     COMMIT_FAULTS,

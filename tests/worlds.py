@@ -17,10 +17,10 @@ from typing import Any
 
 import msgspec
 
+from fastness.conformance.lab import Clock
 from fastness.errors import StoreError
 from fastness.model import FullGraph, LocalProcess, SessionStoreCreateRequest
 from fastness.persistence import InMemorySessionStoreFactory, SqliteSessionStoreFactory
-from tests.lab import Clock
 from tests.reference.model import ReferenceFactory, answer
 from tests.reference.rows import RefusedError
 

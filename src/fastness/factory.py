@@ -2,6 +2,7 @@
 
 sqlite:///sessions.db       a file, relative to the working directory
 sqlite:////var/lib/a.db     a file, absolute
+postgresql://user@host/db   a PostgreSQL database; &fastness_schema=name for another schema than "fastness"
 memory:                     private to this process, gone with it
 """
 
@@ -11,7 +12,8 @@ from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
+from urllib.parse import unquote
 
 import msgspec
 
@@ -34,6 +36,11 @@ from fastness.model import (
 from fastness.ops import check, directory, maintenance
 from fastness.ops.check import SessionCheck
 from fastness.store import SessionStore, StoreOptions
+
+if TYPE_CHECKING:
+    from psycopg_pool import AsyncConnectionPool
+
+    from fastness.engines.postgres import PostgresEngine
 
 _MAX_PAGE = 10_000
 
@@ -175,6 +182,56 @@ class SqliteSessionStoreFactory(EngineSessionStoreFactory):
         super().__init__(engine, StoreOptions(commit_budget_bytes, is_dead))
 
 
+class PostgresSessionStoreFactory(EngineSessionStoreFactory):
+    """All sessions in one schema of a PostgreSQL database, which is made where it is not there.
+
+    It needs the extra ``fastness[postgres]``. ``conninfo`` is a url or connection string of libpq; several hosts make
+    a fail-over. ``pool`` is an ``AsyncConnectionPool`` of the application's own instead. ``pool_size`` bounds the
+    connections of this process, ``patience_ms`` every wait: for a connection, a lock, a server that restarts. Behind a
+    transaction pooler, ``listen_url`` leads past it to where wake-ups can be heard. ``clock`` replaces the server's
+    clock in tests.
+    """
+
+    def __init__(
+        self,
+        conninfo: str = "",
+        *,
+        pool: AsyncConnectionPool[Any] | None = None,
+        schema: str = "fastness",
+        pool_size: int = 8,
+        patience_ms: int = 30_000,
+        listen_url: str | None = None,
+        clock: Clock | None = None,
+        commit_budget_bytes: int = limits.DEFAULT_COMMIT_BUDGET_BYTES,
+        is_dead: Callable[[LocalProcess], bool] = process_is_dead,
+        batch_hook: BatchHook | None = None,
+    ) -> None:
+        limits.check_positive("pool_size", pool_size)
+        limits.check_positive("patience_ms", patience_ms)
+        engine = _postgres_engine()(
+            conninfo,
+            pool=pool,
+            schema=schema,
+            pool_size=pool_size,
+            patience_ms=patience_ms,
+            listen_url=listen_url,
+            clock=clock,
+            before_batch=batch_hook,
+        )
+        super().__init__(engine, StoreOptions(commit_budget_bytes, is_dead))
+
+
+def _postgres_engine() -> type[PostgresEngine]:
+    """Import the engine when it is asked for: its driver is an extra."""
+    try:
+        from fastness.engines.postgres import PostgresEngine  # noqa: PLC0415
+    except ImportError as error:
+        raise DatabaseOpenError(
+            f"PostgreSQL needs a driver that is not installed ({error.name})", "run: pip install 'fastness[postgres]'"
+        ) from error
+    return PostgresEngine
+
+
 class InMemorySessionStoreFactory(EngineSessionStoreFactory):
     """Sessions in a private in-memory database: the same engine, gone with the process."""
 
@@ -205,16 +262,34 @@ def open_database(url: str, *, existing_only: bool = False) -> EngineSessionStor
     """Name a database by url. With ``existing_only`` a missing or empty file is an error instead of a new database.
 
     Raises ``InvalidInputError`` for a url of no known kind, ``DatabaseOpenError`` for a file that is not there or that
-    cannot be reached.
+    cannot be reached, or for a driver that is not installed.
     """
     if not isinstance(url, str):
         raise InvalidInputError("database", "must be a url")
     if url == "memory:":
         return InMemorySessionStoreFactory()
+    if url.startswith(("postgresql://", "postgres://")):
+        conninfo, schema = _schema_of(url)
+        return PostgresSessionStoreFactory(conninfo, schema=schema)
     scheme, mark, path = url.partition(":///")
     if scheme != "sqlite" or not mark or not path or "\0" in path:
-        raise InvalidInputError("database", "must be sqlite:///relative/path, sqlite:////absolute/path or memory:")
+        raise InvalidInputError(
+            "database",
+            "must be sqlite:///relative/path, sqlite:////absolute/path, postgresql://user@host/database or memory:",
+        )
     check_path(path)
     if existing_only and not holds_bytes(path):
         raise DatabaseOpenError(f"there is no database at {path!r}", "name one that exists, or import something first")
     return SqliteSessionStoreFactory(path)
+
+
+_SCHEMA = "fastness_schema"
+
+
+def _schema_of(url: str) -> tuple[str, str]:
+    """Take our own parameter out of a url; the rest is libpq's."""
+    base, mark, query = url.partition("?")
+    given = [part for part in query.split("&") if part]
+    schemas = [unquote(part.partition("=")[2]) for part in given if part.partition("=")[0] == _SCHEMA]
+    rest = "&".join(part for part in given if part.partition("=")[0] != _SCHEMA)
+    return (f"{base}{mark}{rest}" if rest else base), (schemas[-1] if schemas else "fastness")

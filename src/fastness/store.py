@@ -53,6 +53,7 @@ from fastness.model import (
 )
 from fastness.ops import directory, lane, load, maintenance, manifest, queued_work, turn_input
 from fastness.ops.commit import commit as settle
+from fastness.ops.hint import Hint
 from fastness.ops.lane import Target
 
 _INTENT_POLL_S = 0.05
@@ -83,6 +84,7 @@ class SessionStore:
         self._engine = engine
         self._sid = sid
         self._options = options or StoreOptions()
+        self._hint: Hint | None = None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of session {self.session_id!r}, {self.durability_tier}>"
@@ -104,7 +106,11 @@ class SessionStore:
         """Load the settled state, None before the first commit (laws G2, G3)."""
         limits.check_scope(scope)
         target = await self._bound()
-        return await self._engine.read(lambda: load.load_session(target, scope))
+        loaded = await self._engine.read(lambda: load.load_session(target, scope, self._engine.rows_per_read))
+        if loaded is None:
+            return None
+        self._hint = loaded.hint
+        return loaded.read
 
     async def load_node(self, node_id: str) -> SessionNodeRecord | None:
         """Load one live node."""
@@ -140,7 +146,9 @@ class SessionStore:
                 raise SessionBindingMismatchError(self.session_id, commit.session_id)
             raise LeaseExpiredError(self.session_id, None, "unknown")
         minted = tuple(_token() for _ in commit.outbox)
-        return await self._engine.write(lambda: settle(target, given, minted))
+        settled = await self._engine.write(lambda: settle(target, given, minted, self._hint))
+        self._hint = settled.hint
+        return settled.result
 
     # --- the lane ---
 

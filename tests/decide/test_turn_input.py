@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from fastness.conformance.builders import said, said_now
 from fastness.decide.claims import Grant
 from fastness.decide.lane import LaneFacts
 from fastness.decide.turn_input import InputRow, cancel, cancelled_ids, effective_state, resubmitted
@@ -21,7 +22,6 @@ from fastness.model import (
     raw_json,
 )
 from fastness.model.turn_input import TurnInputState
-from tests.builders import said, said_now
 
 FREE_LANE = LaneFacts(1, "s", 0, 3, None, None, 0, 0, 5)
 LIVE_LANE = LaneFacts(1, "s", 0, 3, LeaseOwnerIdentity("o", "i"), "l", 0, 10, 5)

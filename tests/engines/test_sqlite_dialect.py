@@ -6,7 +6,7 @@ import pytest
 
 from fastness.engines.sqlite import SqliteEngine
 from fastness.engines.sqlite_run import translate
-from fastness.sql.program import Many, Program, Read, Rows, Statement, Write
+from fastness.sql.program import Lock, Many, Program, Read, Rows, Statement, Write
 from tests.engines.programs import ADD, add, query
 
 
@@ -40,24 +40,24 @@ async def test_any_of_is_a_set_of_texts(any_engine: SqliteEngine) -> None:
 
 
 async def test_each_statement_of_a_batch_has_its_rows(any_engine: SqliteEngine) -> None:
-    """A batch answers a list of rows for each statement; a ``Many`` answers an empty one, ``returning`` its rows."""
+    """A read and a last write answer rows for each statement that is no lock; another write answers nothing."""
     seen: list[Rows] = []
 
-    def program() -> Program[None]:
-        seen.append(
-            (
-                yield Write(
-                    Many(ADD, [("a", b"1"), ("b", b"2")]),
-                    Many(ADD, []),
-                    Statement("update blob set body = $1 where ref = 'a' returning ref, body", (b"3",)),
-                    Statement("delete from blob where ref = 'none'"),
-                )
+    def program() -> Program[Rows]:
+        seen.append((yield Write(Many(ADD, [("a", b"1"), ("b", b"2")]))))
+        seen.append((yield Read(Lock("select 1"), Statement("select ref from blob order by ref"))))
+        return (
+            yield Write(
+                Many(ADD, [("c", b"1")]),
+                Many(ADD, []),
+                Statement("update blob set body = $1 where ref = 'a' returning ref, body", (b"3",)),
+                Statement("delete from blob where ref = 'none'"),
+                last=True,
             )
         )
-        seen.append((yield Read(Statement("select ref from blob order by ref"), Statement("select null"))))
 
-    await any_engine.write(program)
-    assert seen == [[[], [], [("a", b"3")], []], [[("a",), ("b",)], [(None,)]]]
+    assert await any_engine.write(program) == [[], [], [("a", b"3")], []]
+    assert seen == [[], [[("a",), ("b",)]]]
 
 
 async def test_a_program_without_batches_is_run(any_engine: SqliteEngine) -> None:

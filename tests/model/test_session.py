@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from fastness.conformance.builders import turn
 from fastness.persistence import (
     AgentFrameRecord,
     EventPayload,
@@ -27,7 +28,6 @@ from fastness.persistence import (
     message_node,
     raw_json,
 )
-from tests.builders import turn
 
 NOW = "2026-01-01T00:00:00Z"
 

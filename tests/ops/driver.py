@@ -7,10 +7,11 @@ from typing import Any, TypeVar
 
 import apsw
 
+from fastness.engines.sqlite_run import translate
 from fastness.model import Acquired, LeaseOwnerIdentity, SessionExecutionLease
 from fastness.ops import lane
 from fastness.ops.lane import Target
-from fastness.sql.program import Many, Program, Read, Rows, Statement
+from fastness.sql.program import Lock, LockNames, Many, Program, Read, Rows, Statement
 from fastness.sql.schema import SQLITE_TYPES, create_tables
 
 T = TypeVar("T")
@@ -44,7 +45,8 @@ class Bench:
         try:
             batch = next(program)
             while True:
-                batch = program.send(self.run_batch(batch.statements))
+                rows = self.run_batch(batch.statements)
+                batch = program.send(rows if batch.last or isinstance(batch, Read) else [])
         except StopIteration as stop:
             self.db.execute("commit")
             result: T = stop.value
@@ -59,7 +61,7 @@ class Bench:
             batch = next(program)
             while True:
                 assert isinstance(batch, Read)
-                assert not any(statement.sql.rstrip().endswith("for update") for statement in batch.statements)
+                assert not any(isinstance(item, Lock | LockNames) for item in batch.statements)
                 batch = program.send(self.run_batch(batch.statements))
         except StopIteration as stop:
             result: T = stop.value
@@ -94,6 +96,8 @@ class Bench:
         """Run statements and give the rows of each."""
         results: Rows = []
         for statement in statements:
+            if isinstance(statement, Lock | LockNames):
+                continue
             sql = translate(statement.sql)
             if isinstance(statement, Many):
                 self.db.executemany(sql, statement.rows)
@@ -101,9 +105,3 @@ class Bench:
             else:
                 results.append([tuple(row) for row in self.db.execute(sql, statement.params)])
         return results
-
-
-def translate(sql: str) -> str:
-    """Put the shared dialect into SQLite's."""
-    sql = re.sub(r"any_of\(\$(\d+)\)", r"(select value from json_each(?\1))", sql)
-    return re.sub(r"\$(\d+)", r"?\1", sql.rstrip().removesuffix("for update"))

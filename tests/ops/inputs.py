@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fastness.conformance.builders import texts
 from fastness.decide import turn_input as rules
 from fastness.model import (
     PendingTurnInput,
@@ -9,10 +10,9 @@ from fastness.model import (
     SessionExecutionLease,
     TurnInputClaim,
 )
-from fastness.ops import claims, turn_input
-from fastness.ops.lane import Target
+from fastness.ops import turn_input
+from fastness.ops.lane import Target, look
 from fastness.sql.program import Statement
-from tests.builders import texts
 from tests.ops.driver import Bench, S
 
 UNKNOWN = Target("unknown")
@@ -50,11 +50,11 @@ def got(claim: TurnInputClaim | None) -> list[str]:
 def complete(bench: Bench, claim: TurnInputClaim | None) -> None:
     """Settle a claim the way a commit does."""
     assert claim is not None
-    lane = bench.read(claims.look(S))
+    lane, _ = bench.read(look(S))
     assert lane is not None
     rows = [turn_input.held_row(row) for row in bench.run_batch([_held(lane.sid, claim)])[0]]
     rules.require_owned("s", [claim.completion()], rows, lane)
-    bench.write(*turn_input.settle_claim(lane.sid, claim.completion(), lane.now_ms))
+    bench.write(*turn_input.settle_claim(lane.sid, claim.completion()))
 
 
 def _held(sid: int, claim: TurnInputClaim) -> Statement:

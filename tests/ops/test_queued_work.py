@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from fastness.conformance.builders import command, kinds, said, task, work
 from fastness.decide import queued_work as rules
 from fastness.errors import (
     InvalidInputError,
@@ -22,9 +23,8 @@ from fastness.model import (
     QueuedWorkClaim,
     SessionExecutionLease,
 )
-from fastness.ops import claims, queued_work
-from fastness.ops.lane import Target
-from tests.builders import command, kinds, said, task, work
+from fastness.ops import queued_work
+from fastness.ops.lane import Target, look
 from tests.ops.driver import ALICE, BOB, Bench, S
 
 UNKNOWN = Target("unknown")
@@ -70,11 +70,11 @@ def got(claim: QueuedWorkClaim | None) -> list[str]:
 def complete(bench: Bench, claim: QueuedWorkClaim | None) -> None:
     """Settle a claim the way a commit does."""
     assert claim is not None
-    lane = bench.read(claims.look(S))
+    lane, _ = bench.read(look(S))
     assert lane is not None
     (found,) = bench.run_batch([queued_work.held_statement(lane.sid, [claim.completion()])])
     rules.require_owned("s", [claim.completion()], [queued_work.held_row(row) for row in found], lane)
-    bench.write(*queued_work.settle_claim(lane.sid, claim.completion(), lane.now_ms))
+    bench.write(*queued_work.settle_claim(lane.sid, claim.completion()))
 
 
 def test_enqueue_brings_a_session_to_life(bench: Bench) -> None:
@@ -356,7 +356,7 @@ def test_the_limits_hold(bench: Bench) -> None:
         (queued_work.WORK.grant, "queued_work_by_id (sid=? AND batch_id=?)"),
         (queued_work.WORK.held, "queued_work_by_claim (sid=? AND claim_id=?)"),
         (queued_work.WORK.drop_claimed, "queued_work_by_claim (sid=? AND claim_id=?)"),
-        (queued_work.LIST_PENDING, "queued_work_by_seq (sid=?)"),
+        (queued_work.LIST_ALL, "queued_work_by_seq (sid=?)"),
     ],
 )
 def test_every_search_has_its_index(bench: Bench, sql: str, index: str) -> None:

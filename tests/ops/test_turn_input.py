@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from fastness.conformance.builders import said, said_now
 from fastness.errors import (
     BackendError,
     InputSourceKeyConflictError,
@@ -23,7 +24,6 @@ from fastness.model import (
 )
 from fastness.ops import turn_input
 from fastness.ops.lane import Target
-from tests.builders import said, said_now
 from tests.ops.driver import ALICE, BOB, Bench, S
 from tests.ops.inputs import UNKNOWN, complete, got, pending, put, settle_turn, take_active, take_next
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from fastness.conformance.builders import said, said_now
 from fastness.errors import (
     InvalidInputError,
 )
@@ -20,7 +21,6 @@ from fastness.model import (
     SuffixOutcomes,
 )
 from fastness.ops import turn_input
-from tests.builders import said, said_now
 from tests.ops.driver import ALICE, Bench, S
 from tests.ops.inputs import complete, pending, put, take_active, take_next
 

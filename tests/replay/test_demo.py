@@ -12,9 +12,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from fastness.conformance import Lab
 from fastness.persistence import NextTurn, PendingTurnInputDraft, SessionStoreCreateRequest, TurnInput
 from fastness.replay import Replayer
-from tests.lab import ENGINES, Lab
+from tests.lab import ENGINES
 
 DEMO = Path(__file__).parents[2] / "demo"
 

@@ -11,6 +11,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from fastness.conformance import Lab
+from fastness.conformance.builders import owner
 from fastness.errors import (
     CommitOutcomeUnknownError,
     ContendedError,
@@ -34,8 +36,6 @@ from fastness.model.protocols import RuntimePersistence
 from fastness.model.transcript import Message, TextPart, message_node
 from fastness.replay import ImportOptions, ImportReport, Replayer, exported_records, import_file, plan_replay, runner
 from fastness.replay.runner import Settings
-from tests.builders import owner
-from tests.lab import Lab
 
 SYSTEM = {"role": "system", "content": "Be kind."}
 HELLO = {"role": "user", "content": "Hello"}

@@ -1,6 +1,7 @@
 """The command line. A thin face: it parses, calls, prints, and has no rule of its own.
 
-Exit status: 0 done, 1 ``check`` found faults, 2 anything that went wrong (a line on stderr says what), 130 interrupted.
+Exit status: 0 done, 1 ``check`` found faults or ``copy`` and ``restore`` left sessions out, 2 anything that went wrong
+(a line on stderr says what), 130 interrupted.
 A reader that goes away before the end has what it wanted: that is quiet, and no failure.
 """
 

@@ -8,10 +8,8 @@ from typing import Annotated
 
 import msgspec
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from fastness.cli.screen import counted, one_line, out, out_json
+from fastness.cli.screen import counted, one_line, out, out_json, progress_bar
 from fastness.cli.session import DatabaseOption, JsonOption, SessionArgument, open_session, run
 from fastness.errors import InvalidInputError, SessionDeletedError
 from fastness.factory import EngineSessionStoreFactory
@@ -78,16 +76,8 @@ def delete(
 
 
 async def _check(factory: EngineSessionStoreFactory) -> CheckReport:
-    with Progress(
-        TextColumn("checking"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("sessions"),
-        console=Console(file=sys.stderr),
-        disable=not sys.stderr.isatty(),
-        transient=True,
-    ) as bar:
-        task = bar.add_task("", total=None)
+    with progress_bar("sessions") as bar:
+        task = bar.add_task("checking", total=None)
         return await factory.check(lambda done, total: bar.update(task, completed=done, total=total))
 
 

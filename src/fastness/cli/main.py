@@ -11,7 +11,7 @@ from typing import Annotated, TextIO
 
 import typer
 
-from fastness.cli import care, transfer, view
+from fastness.cli import care, moving, transfer, view
 from fastness.cli.screen import one_line
 from fastness.cli.session import DatabaseOption, remember_database
 from fastness.errors import StoreError
@@ -28,7 +28,8 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    epilog="Exit status: 0 all is well, 1 check found faults, 2 wrong input or a failure, 130 interrupted.",
+    epilog="Exit status: 0 all is well, 1 check found faults, 2 wrong input or a failure, 130 interrupted."
+    " copy and restore give 1 where they left sessions out, because the destination has others of the same id.",
 )
 
 
@@ -47,7 +48,7 @@ def fastness(
         print(context.get_help())
 
 
-for _module in (transfer, view, care):
+for _module in (transfer, view, care, moving):
     _module.register(app)
 
 

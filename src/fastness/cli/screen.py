@@ -15,6 +15,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fastness.model.base import encode
 
@@ -77,6 +79,20 @@ def columns(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def counted(count: int, noun: str, plural: str | None = None) -> str:
     """Say how many there are."""
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def progress_bar(unit: str) -> Progress:
+    """Make a bar that counts ``unit`` on stderr, and that is not there where stderr is no terminal."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeRemainingColumn(),
+        console=Console(file=sys.stderr),
+        disable=not sys.stderr.isatty(),
+        transient=True,
+    )
 
 
 def moment(epoch_ms: int) -> str:

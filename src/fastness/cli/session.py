@@ -41,6 +41,13 @@ def remember_database(context: typer.Context, database: str | None) -> None:
     context.obj = database
 
 
+def database_url(context: typer.Context, database: str | None) -> str:
+    """Give the database that is meant: named behind the command, before it, by the environment, or the default."""
+    named = (database, context.obj, os.environ.get("FASTNESS_DATABASE"), DEFAULT_DATABASE)
+    # An empty name is a name, and refused: a variable that was never set must not lead to another database.
+    return next(name for name in named if name is not None)
+
+
 def run(
     context: typer.Context,
     database: str | None,
@@ -49,10 +56,7 @@ def run(
     create: bool = False,
 ) -> T:
     """Open the database, do the work, close. Only with ``create`` a missing database is made."""
-    named = (database, context.obj, os.environ.get("FASTNESS_DATABASE"), DEFAULT_DATABASE)
-    # An empty name is a name, and refused: a variable that was never set must not lead to another database.
-    url = next(name for name in named if name is not None)
-    return asyncio.run(_opened(url, work, create=create))
+    return asyncio.run(_opened(database_url(context, database), work, create=create))
 
 
 async def _opened(url: str, work: Callable[[EngineSessionStoreFactory], Awaitable[T]], *, create: bool) -> T:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fastness.cli.screen import counted, out, out_bytes, out_json
+from fastness.cli.screen import counted, out, out_bytes, out_json, progress_bar
 from fastness.cli.session import DatabaseOption, JsonOption, load, run
 from fastness.errors import InvalidInputError
 from fastness.factory import EngineSessionStoreFactory
@@ -69,7 +66,7 @@ def export(
 async def _import(
     factory: EngineSessionStoreFactory, file: Path, options: ImportOptions, surveyed: Survey
 ) -> ImportReport:
-    with _progress() as bar:
+    with progress_bar("turns") as bar:
         task = bar.add_task("replaying", total=surveyed.turns)
         return await import_file(factory, file, options, surveyed=surveyed, progress=lambda outcome: bar.advance(task))
 
@@ -89,19 +86,6 @@ async def _export_one(factory: EngineSessionStoreFactory, session_id: str, leaf:
         return
     for record in exported_records(read.graph, leaf, session_id=session_id):
         out_bytes(record)
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("turns"),
-        TimeRemainingColumn(),
-        console=Console(file=sys.stderr),
-        disable=not sys.stderr.isatty(),
-        transient=True,
-    )
 
 
 def _summary(surveyed: Survey, report: ImportReport) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from fastness.decide.lane import LaneFacts
+from fastness.decide.lane import Lane
 from fastness.errors import ClaimExpiredError
 
 
@@ -54,7 +54,7 @@ class ShownClaim(msgspec.Struct, frozen=True):
     row_ids: tuple[str, ...]
 
 
-def is_held(grant: Grant, lane: LaneFacts) -> bool:
+def is_held(grant: Grant, lane: Lane) -> bool:
     """Whether a live claim holds the row: granted, not given back, and its lease is the live one (law K1)."""
     return grant.claim_id is not None and lane.live_token != 0 and grant.lane_token == lane.live_token
 
@@ -78,7 +78,7 @@ def require_owned(
     session_id: str,
     shown: Sequence[ShownClaim],
     rows: Sequence[HeldRow],
-    lane: LaneFacts,
+    lane: Lane,
     error: type[ClaimExpiredError],
 ) -> None:
     """Refuse claims that do not own exactly their rows (law C6): all of them, none twice, all still held.
@@ -96,7 +96,7 @@ def require_owned(
             raise error(claim.session_id, claim.claim_id, fault)
 
 
-def _fault(session_id: str, claim: ShownClaim, rows: Sequence[HeldRow], lane: LaneFacts) -> str | None:
+def _fault(session_id: str, claim: ShownClaim, rows: Sequence[HeldRow], lane: Lane) -> str | None:
     if not rows or claim.session_id != session_id:
         return "holds nothing: it was completed, abandoned or granted again"
     if any(row.lane_token != lane.live_token for row in rows):

@@ -10,7 +10,7 @@ from fastness.decide import lane as lane_rules
 from fastness.decide import queued_work, turn_input
 from fastness.decide.commit_input import CheckpointInput, CommitInput, check_usage_totals
 from fastness.decide.graph import KnownNode, PlacedNode, place
-from fastness.decide.lane import LaneFacts
+from fastness.decide.lane import FenceFacts
 from fastness.errors import (
     AttachmentNotInManifestError,
     GraphInvalidError,
@@ -73,7 +73,7 @@ class CommitFacts(msgspec.Struct, frozen=True):
     commit needs already, by holder.
     """
 
-    lane: LaneFacts | None
+    lane: FenceFacts | None
     head: HeadFacts | None
     receipt: Receipt | None = None
     initial_config_body: str | None = None
@@ -96,7 +96,7 @@ class Replay(msgspec.Struct, frozen=True):
 class Settlement(msgspec.Struct, frozen=True):
     """Everything that a commit writes. Blobs gained and dropped are pairs of holder and ref."""
 
-    lane: LaneFacts
+    lane: FenceFacts
     result: RuntimeCommitResult
     first: bool
     replaces: bool
@@ -150,12 +150,12 @@ def _replay(commit: RuntimeCommit, stamp: RuntimeTurnCommitStamp, facts: CommitF
     return Replay(msgspec.structs.replace(receipt.result, replayed=True), _releases(commit, facts.lane))
 
 
-def _releases(commit: RuntimeCommit, lane: LaneFacts | None) -> bool:
+def _releases(commit: RuntimeCommit, lane: FenceFacts | None) -> bool:
     release = commit.release_session_execution_lease
     return release is not None and lane is not None and lane_rules.names_lease(lane, release)
 
 
-def _settlement(given: CommitInput, facts: CommitFacts, lane: LaneFacts, head: HeadFacts) -> Settlement:
+def _settlement(given: CommitInput, facts: CommitFacts, lane: FenceFacts, head: HeadFacts) -> Settlement:
     commit = given.commit
     replaces = isinstance(commit.graph, ReplaceFull)
     placed = place(

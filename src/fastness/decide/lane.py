@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias, TypeVar
+
 import msgspec
 
 from fastness.errors import LeaseExpiredError
@@ -12,6 +14,22 @@ from fastness.model.lease import (
     SessionExecutionLeaseCompletion,
     SessionExecutionLeaseFence,
 )
+
+
+class FenceFacts(msgspec.Struct, frozen=True):
+    """As much of a session's lane as a fence is held against: who has the lease, and whether it is live now."""
+
+    sid: int
+    session_id: str
+    fencing_token: int
+    owner: LeaseOwnerIdentity | None
+    lease_token: str | None
+    is_live: bool
+
+    @property
+    def live_token(self) -> int:
+        """The fencing token of the lease that is live now, 0 while the lane is free."""
+        return self.fencing_token if self.is_live else 0
 
 
 class LaneFacts(msgspec.Struct, frozen=True):
@@ -49,12 +67,17 @@ class LaneFacts(msgspec.Struct, frozen=True):
         )
 
 
+Lane: TypeAlias = "FenceFacts | LaneFacts"
+
+L = TypeVar("L", bound="FenceFacts | LaneFacts")
+
+
 def same_incarnation(one: LeaseOwnerIdentity, other: LeaseOwnerIdentity) -> bool:
     """Whether two identities name one holder. What process it lives in does not matter."""
     return one.owner_id == other.owner_id and one.incarnation_id == other.incarnation_id
 
 
-def names_lease(lane: LaneFacts, shown: SessionExecutionLeaseFence | SessionExecutionLeaseCompletion) -> bool:
+def names_lease(lane: Lane, shown: SessionExecutionLeaseFence | SessionExecutionLeaseCompletion) -> bool:
     """Whether what a holder shows names the lease in the row, expired or not."""
     return (
         lane.owner is not None
@@ -65,7 +88,7 @@ def names_lease(lane: LaneFacts, shown: SessionExecutionLeaseFence | SessionExec
     )
 
 
-def require_live(lane: LaneFacts | None, session_id: str, fence: SessionExecutionLeaseFence | None) -> LaneFacts:
+def require_live(lane: L | None, session_id: str, fence: SessionExecutionLeaseFence | None) -> L:
     """Refuse a fence that is not the live lease of the session (laws C4, L4). Gives the lane back."""
     if fence is None:
         raise LeaseExpiredError(session_id, None, "missing")
@@ -76,9 +99,9 @@ def require_live(lane: LaneFacts | None, session_id: str, fence: SessionExecutio
             return lane
         raise LeaseExpiredError(session_id, fence.fencing_token, "expired")
     if lane.fencing_token > fence.fencing_token:
-        holder = lane.holder()
+        holder = lane.owner if lane.is_live else None
         raise LeaseExpiredError(
-            session_id, fence.fencing_token, "stale", successor_owner_id=holder.owner.owner_id if holder else None
+            session_id, fence.fencing_token, "stale", successor_owner_id=holder.owner_id if holder else None
         )
     reason = "released" if lane.lease_token is None else "superseded"
     raise LeaseExpiredError(session_id, fence.fencing_token, reason)

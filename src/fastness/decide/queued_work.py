@@ -23,7 +23,7 @@ import msgspec
 
 from fastness.decide import claims
 from fastness.decide.claims import Grant, HeldRow, ShownClaim, is_held
-from fastness.decide.lane import LaneFacts
+from fastness.decide.lane import Lane, LaneFacts
 from fastness.errors import InvalidInputError, QueuedWorkClaimExpiredError
 from fastness.model.queued_work import (
     DeliveryPolicy,
@@ -220,7 +220,7 @@ def require_owned(
     session_id: str,
     completions: Sequence[QueuedWorkClaim | QueuedWorkCompletion],
     rows: Sequence[HeldWork],
-    lane: LaneFacts,
+    lane: Lane,
 ) -> None:
     """Refuse completions that do not own exactly their batches, with ``QueuedWorkClaimExpiredError`` (law C6)."""
     claims.require_owned(session_id, [shown(one) for one in completions], rows, lane, QueuedWorkClaimExpiredError)

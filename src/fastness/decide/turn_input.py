@@ -13,7 +13,7 @@ import msgspec
 
 from fastness.decide import claims
 from fastness.decide.claims import Grant, HeldRow, ShownClaim, is_held
-from fastness.decide.lane import LaneFacts
+from fastness.decide.lane import Lane, LaneFacts
 from fastness.errors import InputSourceKeyConflictError, TurnInputClaimExpiredError
 from fastness.model.base import encode
 from fastness.model.turn_input import (
@@ -167,7 +167,7 @@ def require_owned(
     session_id: str,
     completions: Sequence[TurnInputClaim | TurnInputCompletion],
     rows: Sequence[HeldInput],
-    lane: LaneFacts,
+    lane: Lane,
 ) -> None:
     """Refuse completions that do not own exactly their rows, with ``TurnInputClaimExpiredError`` (law C6)."""
     claims.require_owned(session_id, [shown(one) for one in completions], rows, lane, TurnInputClaimExpiredError)

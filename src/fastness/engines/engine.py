@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol, TypeVar
 
 from fastness.model.session import DurabilityTier
 from fastness.sql.program import ProgramFactory
 
 T = TypeVar("T")
+
+
+class Snapshot(Protocol):
+    """One moment of a database, for as many reading programs as one likes, one after another."""
+
+    async def read(self, make: ProgramFactory[T]) -> T:
+        """Run a program that only reads. It sees what every other program of this snapshot sees.
+
+        A snapshot that was lost (its connection broke) raises ``BackendError`` from then on: it never goes on at a
+        later moment. After its end it raises ``HandleUnusableError``.
+        """
+        ...
 
 
 class Engine(Protocol):
@@ -22,9 +35,19 @@ class Engine(Protocol):
     """
 
     durability_tier: DurabilityTier
+    rows_per_read: int
+    """How many rows a program does well to ask for at once: a few where a read is cheap, many across a network."""
 
     async def read(self, make: ProgramFactory[T]) -> T:
         """Run a program that only reads, on one snapshot."""
+        ...
+
+    def snapshot(self) -> AbstractAsyncContextManager[Snapshot]:
+        """Hold one snapshot for several reads, from the entering of the context to its end.
+
+        It costs what a long reader costs (a log that cannot start over, old rows that cannot be vacuumed). Raises
+        ``BackendError`` where the database has none to give: a private one in memory.
+        """
         ...
 
     async def write(self, make: ProgramFactory[T]) -> T:

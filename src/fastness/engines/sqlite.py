@@ -14,14 +14,15 @@ import atexit
 import errno
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Literal, TypeVar
 
 from fastness.engines.engine import Clock, system_clock
 from fastness.engines.sqlite_faults import is_damage
 from fastness.engines.sqlite_open import Settings
-from fastness.engines.sqlite_readers import Readers
+from fastness.engines.sqlite_readers import Readers, SnapshotReader
 from fastness.engines.sqlite_run import BatchHook, Job
 from fastness.engines.sqlite_verify import verification
 from fastness.engines.sqlite_writer import Writer
@@ -65,6 +66,7 @@ class SqliteEngine:
         if synchronous not in {"full", "normal"}:
             raise InvalidInputError("synchronous", "must be 'full' or 'normal'")
         self.durability_tier: DurabilityTier = "inline" if path is None else "durable"
+        self.rows_per_read = 250
         self.path = None if path is None else _absolute(path)
         settings = Settings(self.path, clock, synchronous, busy_timeout_ms, allow_network_filesystem, before_batch)
         self._writer = Writer(settings)
@@ -99,6 +101,28 @@ class SqliteEngine:
         else:
             self._readers.submit(job)
         return await future
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[SqliteSnapshot]:
+        """Hold one snapshot of a file for several reads, on a connection of its own.
+
+        Writes go on meanwhile, and the log grows with them until the end. A database in memory has but one connection,
+        which cannot both stand still and write: ``BackendError``.
+        """
+        loop = self._enter()
+        if self.path is None:
+            raise BackendError("a database in memory has no snapshots", "read it session by session: copy it instead")
+        if not self._writer.is_open:
+            await self.start()
+            self._enter()
+        ended = loop.create_future()
+        held = SqliteSnapshot(self._enter, self._readers.hold(Job(_nothing, ended)))
+        try:
+            await held.read(_nothing)  # the moment is now, and not that of the first read
+            yield held
+        finally:
+            held.end()
+            await asyncio.shield(ended)
 
     async def write(self, make: ProgramFactory[T]) -> T:
         """Run a program in a writing transaction; the result is durable when this returns."""
@@ -156,6 +180,28 @@ class SqliteEngine:
         _running[self._writer] = self._readers
         # An engine that is dropped without being closed lets go of its files all the same.
         weakref.finalize(self, _abandon, self._writer, self._readers, self._pid).atexit = False
+
+
+class SqliteSnapshot:
+    """One moment of a file, for reads that come one after another."""
+
+    def __init__(self, enter: Callable[[], asyncio.AbstractEventLoop], reader: SnapshotReader) -> None:
+        self._enter = enter
+        self._reader: SnapshotReader | None = reader
+
+    async def read(self, make: ProgramFactory[T]) -> T:
+        """Run a program that only reads, on the snapshot."""
+        future: asyncio.Future[T] = self._enter().create_future()
+        if self._reader is None:
+            raise HandleUnusableError("is a snapshot that has ended", "open another one")
+        self._reader.submit(Job(make, future, reads_only=True))
+        return await future
+
+    def end(self) -> None:
+        """Let go of the snapshot once the reads that wait are answered."""
+        if self._reader is not None:
+            self._reader.stop()
+            self._reader = None
 
 
 def check_path(path: str | Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import apsw
 
 from fastness.errors import BackendError, StoreError
-from fastness.sql.program import Many, Read, Rows, Write
+from fastness.sql.program import Lock, LockNames, Many, Read, Rows, Write
 
 BatchHook: TypeAlias = Callable[[Read | Write | None], None]
 """Called before each batch, and with None before COMMIT. Tests raise from it: a fault at that very point."""
@@ -22,7 +22,7 @@ BatchHook: TypeAlias = Callable[[Read | Write | None], None]
 _PARAMETER = re.compile(r"\$(\d+)")
 _ANY_OF = re.compile(r"\bany_of\(\s*\$(\d+)\s*\)", re.IGNORECASE)
 _UTF8 = re.compile(r"\butf8\(\s*([\w.]+)\s*\)", re.IGNORECASE)
-_FOR_UPDATE = re.compile(r"\s+for\s+update\s*;?\s*$", re.IGNORECASE)
+_FOR_UPDATE = re.compile(r"\s+for\s+update(\s+of\s+\w+)?\s*;?\s*$", re.IGNORECASE)
 
 _translated: dict[str, str] = {}
 
@@ -40,16 +40,18 @@ class Job:
     """A program that waits for its turn, and then what became of it.
 
     ``result`` counts when ``error`` is None. ``wrote`` tells whether a ``Write`` was begun, so that a failure needs an
-    undo. A job whose future was cancelled before its turn is never started (law C13).
+    undo, ``wakes`` whether it left something to do. A job whose future was cancelled before its turn is never started
+    (law C13).
     """
 
-    __slots__ = ("error", "future", "make", "reads_only", "result", "wrote")
+    __slots__ = ("error", "future", "make", "reads_only", "result", "wakes", "wrote")
 
     def __init__(self, make: Callable[[], Any], future: asyncio.Future[Any], reads_only: bool = False) -> None:
         self.make = make
         self.future = future
         self.reads_only = reads_only
         self.wrote = False
+        self.wakes = False
         self.result: Any = None
         self.error: BaseException | None = None
 
@@ -61,7 +63,7 @@ def run(
     explain: Callable[[apsw.Error | UnicodeDecodeError], StoreError],
 ) -> None:
     """Drive a fresh program of the job. Whatever it raises is kept as ``job.error``, translated by ``explain``."""
-    job.wrote = False
+    job.wrote = job.wakes = False
     job.error = None
     program = None
     try:
@@ -74,11 +76,15 @@ def run(
                 if job.reads_only:
                     raise BackendError("a program that reads asked for a Write", "run it as a write")
                 job.wrote = True
+                job.wakes |= batch.wakes
             try:
                 rows = execute(batch, cursor)
             except UnicodeDecodeError as error:  # told from one that the program itself may raise
                 raise explain(error) from error
-            batch = program.send(rows)
+            last = batch.last
+            batch = program.send(rows if last or type(batch) is Read else [])
+            if last:
+                raise BackendError("a program went on after its last batch", "this is a fault of the program")
     except StopIteration as stop:
         job.result = stop.value
     except Exception as error:  # noqa: BLE001 - the caller gets it, whatever it is
@@ -88,7 +94,9 @@ def run(
 
 
 def execute(batch: Read | Write, cursor: apsw.Cursor) -> Rows:
-    """Execute the statements of a batch in order; give a list of rows for each.
+    """Execute the statements of a batch in order; give a list of rows for each that is no lock.
+
+    Locks are passed over: whoever runs a program here is alone with the database.
 
     Raises ``BackendError`` for a parameter that no column can hold, ``apsw.Error`` for what SQLite refuses, and
     ``UnicodeDecodeError`` for stored text that cannot be read.
@@ -96,6 +104,8 @@ def execute(batch: Read | Write, cursor: apsw.Cursor) -> Rows:
     rows: Rows = []
     try:
         for statement in batch.statements:
+            if isinstance(statement, Lock | LockNames):
+                continue
             sql = statement.sql
             text = _translated.get(sql) or translate(sql)
             if isinstance(statement, Many):

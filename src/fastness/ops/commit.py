@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -11,11 +11,13 @@ from fastness.decide.commit import CommitFacts, HeadFacts, Receipt, Settlement
 from fastness.decide.commit_input import CommitInput
 from fastness.decide.graph import KnownNode
 from fastness.model.base import encode
-from fastness.model.checkpoint import SessionCheckpoint, TokenUsage
+from fastness.model.checkpoint import TokenUsage
 from fastness.model.commit import OutboxInput, RuntimeCommit, RuntimeCommitResult
 from fastness.model.session import AgentFrameRecord
 from fastness.ops import queued_work, turn_input
-from fastness.ops.lane import Target, free_lane, lane_facts, lane_statement
+from fastness.ops.hint import Hint, expected_facts, hint_after
+from fastness.ops.lane import FENCE, Target, fence_facts, free_lane, lane_lock
+from fastness.ops.load import read_head
 from fastness.sql.program import Many, Program, Read, Row, Statement, Write, id_list
 from fastness.sql.records import body_crc, stored
 
@@ -54,32 +56,42 @@ PUT_USAGE = """
 ADD_HEAD = """
     insert into head (sid, revision, leaf_node_id, node_count, next_seq, config, agent_frame_id, checkpoint_ref,
         checkpoint, updated_ms)
-    values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"""
+    values ($1, $2, $3, $4, $5, $6, $7, $8, $9, now_ms())"""
 MOVE_HEAD = """
     update head set revision = $2, leaf_node_id = $3, node_count = $4, next_seq = $5, config = $6, agent_frame_id = $7,
-        checkpoint_ref = $8, checkpoint = $9, updated_ms = $10
+        checkpoint_ref = $8, checkpoint = $9, updated_ms = now_ms()
     where sid = $1"""
 ADD_TO_LOG = """
     insert into commit_log (sid, revision, kind, turn_id, turn_hash, leaf_node_id, checkpoint_ref, committed_ms, result,
         changed_frames)
-    values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"""
+    values ($1, $2, $3, $4, $5, $6, $7, now_ms(), $8, $9)"""
 STAMP_ATTACHMENT = "update attachment set committed = 1 where sid = $1 and attachment_id = $2"
-LOCK_OTHER_LANE = "select sid from lane where sid = (select sid from session where session_id = $1) for update"
 
 _FRAMES_PER_COMMIT = 1_000_000
 
 
-def commit(target: Target, given: CommitInput, minted_ids: tuple[str, ...]) -> Program[RuntimeCommitResult]:
+class Settled(NamedTuple):
+    """What became of a commit, and what the handle knows of the head from now on; None after a replay."""
+
+    result: RuntimeCommitResult
+    hint: Hint | None
+
+
+def commit(
+    target: Target, given: CommitInput, minted_ids: tuple[str, ...], hint: Hint | None = None
+) -> Program[Settled]:
     """Settle a turn. ``target`` is bound; ``minted_ids`` has an id for each entry of the outbox."""
+    assert target.sid is not None  # a commit is made through a bound handle
     yield from _lock_outbox_sessions(target, given.commit)
-    facts = yield from _facts(target, given)
+    facts = yield from _facts(target.session_id, target.sid, given, hint)
     plan = rules.settle(target.session_id, given, facts)
     if isinstance(plan, rules.Replay):
         release = given.commit.release_session_execution_lease
         if plan.releases and release is not None and facts.lane is not None:
-            yield Write(free_lane(facts.lane.sid, release))
-        return plan.result
-    yield Write(*_settlement(given, plan))
+            yield Write(free_lane(facts.lane.sid, release), wakes=True)
+        return Settled(plan.result, None)
+    apart = not plan.replaces and not given.commit.agent_frames and given.commit.interrupted_turn_input_turn_id is None
+    yield Write(*_settlement(given, plan), apart=apart, wakes=plan.releases)
     # New sessions are born in the order of their ids, too; within a session the order of the outbox counts.
     entries = sorted(zip(given.commit.outbox, minted_ids, strict=True), key=lambda each: each[0].draft.session_id)
     for entry, minted_id in entries:
@@ -88,7 +100,7 @@ def commit(target: Target, given: CommitInput, minted_ids: tuple[str, ...]) -> P
             yield from turn_input.enqueue(bound, entry.draft, minted_id)
         else:
             yield from queued_work.enqueue(bound, entry.draft, minted_id)
-    return plan.result
+    return Settled(plan.result, hint_after(given, facts, plan, hint))
 
 
 def _lock_outbox_sessions(target: Target, given: RuntimeCommit) -> Program[None]:
@@ -96,13 +108,13 @@ def _lock_outbox_sessions(target: Target, given: RuntimeCommit) -> Program[None]
     ids = {entry.draft.session_id for entry in given.outbox} - {target.session_id}
     if ids:
         ids.add(target.session_id)
-        yield Read(*(Statement(LOCK_OTHER_LANE, (session_id,)) for session_id in sorted(ids)))
+        yield Read(*(lane_lock(Target(session_id)) for session_id in sorted(ids)))
 
 
-def _facts(target: Target, given: CommitInput) -> Program[CommitFacts]:
-    commit, sid = given.commit, target.sid
+def _facts(session_id: str, sid: int, given: CommitInput, hint: Hint | None) -> Program[CommitFacts]:
+    commit = given.commit
     turn_id = None if commit.turn_commit is None else commit.turn_commit.turn_id
-    asked = {"lane": lane_statement(target), "head": Statement(HEAD_FACTS, (sid, turn_id))}
+    asked = {"lane": Statement(FENCE, (sid,)), "head": Statement(HEAD_FACTS, (sid, turn_id))}
     if commit.expected_head_revision is None:
         asked["config"] = Statement(INITIAL_CONFIG, (sid,))
     if given.node_ids:
@@ -120,11 +132,12 @@ def _facts(target: Target, given: CommitInput) -> Program[CommitFacts]:
         asked["work"] = queued_work.held_statement(sid, commit.completed_queue_claims)
     if commit.committed_attachment_ids:
         asked["attachments"] = Statement(HELD_ATTACHMENTS, (sid, id_list(commit.committed_attachment_ids)))
-    rows = yield Read(*asked.values())
-    return _read_facts(target, dict(zip(asked, rows, strict=True)))
+    expect = expected_facts(given, hint, tuple(asked))
+    rows = yield Read(lane_lock(Target(session_id, sid)), *asked.values(), expect=expect)
+    return _read_facts(session_id, sid, dict(zip(asked, rows, strict=True)))
 
 
-def _read_facts(target: Target, rows: dict[str, list[Row]]) -> CommitFacts:
+def _read_facts(session_id: str, sid: int, rows: dict[str, list[Row]]) -> CommitFacts:
     """Read what was asked for; the rest stays empty. Most commits ask for little, and all of this is in their way."""
     found: dict[str, Any] = {}
     if "config" in rows:
@@ -144,7 +157,7 @@ def _read_facts(target: Target, rows: dict[str, list[Row]]) -> CommitFacts:
     if "attachments" in rows:
         found["manifest"] = frozenset(attachment_id for (attachment_id,) in rows["attachments"])
     head, receipt = _head_facts(rows["head"])
-    return CommitFacts(lane_facts(target, rows["lane"]), head, receipt, **found)
+    return CommitFacts(fence_facts(session_id, sid, rows["lane"]), head, receipt, **found)
 
 
 def held_by_holder(rows: list[Row]) -> dict[str, frozenset[str]]:
@@ -157,12 +170,11 @@ def held_by_holder(rows: list[Row]) -> dict[str, frozenset[str]]:
 
 def _head_facts(rows: list[Row]) -> tuple[HeadFacts | None, Receipt | None]:
     """The head and the receipt of the stamp's turn. Where there is no head, no turn was settled."""
-    if not rows:
+    head = read_head(rows)
+    if head is None:
         return None, None
-    revision, leaf, count, next_seq, config, frame, ref, body, turn_hash, result, changed_frames = rows[0]
-    checkpoint = None if body is None else stored(SessionCheckpoint, body)
-    facts = HeadFacts(revision, leaf, count, next_seq, config, frame, ref, body, checkpoint)
-    return facts, None if turn_hash is None else _receipt(turn_hash, result, changed_frames)
+    turn_hash, result, changed_frames = rows[0][8:]
+    return head, None if turn_hash is None else _receipt(turn_hash, result, changed_frames)
 
 
 def _receipt(turn_hash: str, result: str, changed_frames: str | None) -> Receipt:
@@ -172,17 +184,17 @@ def _receipt(turn_hash: str, result: str, changed_frames: str | None) -> Receipt
 
 def _settlement(given: CommitInput, plan: Settlement) -> list[Statement | Many]:
     """Give the statements that write a settlement, in the order in which they need each other."""
-    commit, sid, settled_ms = given.commit, plan.lane.sid, plan.lane.now_ms
+    commit, sid = given.commit, plan.lane.sid
     statements = [*_graph(given, plan, sid), *_blobs(given, plan, sid)]
     for (source, model), usage in plan.usage.items():
         statements.append(Statement(PUT_USAGE, (sid, source, model, *msgspec.structs.astuple(usage))))
     statements += _head(given, plan, sid)
     for input_claim in commit.completed_turn_input_claims:
-        statements += turn_input.settle_claim(sid, input_claim, settled_ms)
+        statements += turn_input.settle_claim(sid, input_claim)
     if commit.interrupted_turn_input_turn_id is not None:
         statements += turn_input.defer_interrupted(sid, commit.interrupted_turn_input_turn_id)
     for work_claim in commit.completed_queue_claims:
-        statements += queued_work.settle_claim(sid, work_claim, settled_ms)
+        statements += queued_work.settle_claim(sid, work_claim)
     statements += [Statement(STAMP_ATTACHMENT, (sid, each)) for each in commit.committed_attachment_ids]
     if plan.releases and commit.release_session_execution_lease is not None:
         statements.append(free_lane(sid, commit.release_session_execution_lease))
@@ -206,7 +218,8 @@ def _graph(given: CommitInput, plan: Settlement, sid: int) -> list[Statement | M
 
 def _blobs(given: CommitInput, plan: Settlement, sid: int) -> list[Many]:
     contents = given.checkpoint.contents if given.checkpoint else {}
-    new = [(ref, contents[ref]) for holder, ref in plan.blobs_gained if holder == rules.HEAD]
+    # In one order for all, so that two commits which bring the same contents do not wait for each other crosswise.
+    new = sorted((ref, contents[ref]) for holder, ref in plan.blobs_gained if holder == rules.HEAD)
     revision = plan.result.head_revision
     changes = (
         Many(ADD_BLOB, new),
@@ -218,7 +231,7 @@ def _blobs(given: CommitInput, plan: Settlement, sid: int) -> list[Many]:
 
 def _head(given: CommitInput, plan: Settlement, sid: int) -> tuple[Statement, ...]:
     result, stamp = plan.result, given.commit.turn_commit
-    revision, now_ms = result.head_revision, plan.lane.now_ms
+    revision = result.head_revision
     checkpoint_ref = result.checkpoint_ref.sha256 if result.checkpoint_ref else None
     head = (
         sid,
@@ -230,7 +243,6 @@ def _head(given: CommitInput, plan: Settlement, sid: int) -> tuple[Statement, ..
         plan.agent_frame_id,
         checkpoint_ref,
         plan.checkpoint_body,
-        now_ms,
     )
     log = (
         sid,
@@ -240,7 +252,6 @@ def _head(given: CommitInput, plan: Settlement, sid: int) -> tuple[Statement, ..
         None if stamp is None else stamp.turn_commit_hash,
         result.leaf_node_id,
         checkpoint_ref,
-        now_ms,
         None if stamp is None else encode(result).decode(),
         id_list(plan.changed_frames) if plan.changed_frames else None,
     )

@@ -12,8 +12,8 @@ from fastness.model.session import (
     SessionStoreCreateRequest,
     SessionSummary,
 )
-from fastness.ops.lane import Target, birth, lock_lane, lock_lane_or_create
-from fastness.ops.load import SessionRow, find
+from fastness.ops.lane import Target, enter, enter_or_create
+from fastness.ops.load import SessionRow, find, session_row, session_statement
 from fastness.sql.program import Param, Program, Read, Statement, Write
 from fastness.sql.records import stored
 from fastness.sql.schema import SESSION_TABLES
@@ -34,14 +34,20 @@ def create(request: SessionStoreCreateRequest) -> Program[int]:
     """Make a session, or fill in what is missing in the one that is there. Gives its surrogate key."""
     target = Target(request.session_id)
     row = yield from find(target)
-    if row is None:
-        yield Write(*birth(request.session_id))
-        row = yield from find(target)
-        assert row is not None  # it was born in this transaction
-    meta = filled_meta(request, row.meta, row.created_ms)
-    if meta != row.meta or row.config is None:
-        yield Write(_describe(row, meta, request.config))
+    if row is None or _filling(row, request) is not None:
+        # Look again with the lane locked: somebody else may be filling it in as well.
+        _, (rows,) = yield from enter_or_create(target, session_statement(target))
+        row = session_row(target, rows)
+        assert row is not None  # its lane is locked
+        filling = _filling(row, request)
+        if filling is not None:
+            yield Write(filling)
     return row.sid
+
+
+def _filling(row: SessionRow, request: SessionStoreCreateRequest) -> Statement | None:
+    meta = filled_meta(request, row.meta, row.created_ms)
+    return _describe(row, meta, request.config) if meta != row.meta or row.config is None else None
 
 
 def _describe(row: SessionRow, meta: SessionMeta, config: PersistedSessionConfig | None) -> Statement:
@@ -51,8 +57,8 @@ def _describe(row: SessionRow, meta: SessionMeta, config: PersistedSessionConfig
 
 def save_meta(target: Target, meta: SessionMeta) -> Program[int]:
     """Describe a session anew. Gives its surrogate key."""
-    lane = yield from lock_lane_or_create(target)
-    row = yield from find(Target(target.session_id, lane.sid))
+    _, (rows,) = yield from enter_or_create(target, session_statement(target))
+    row = session_row(target, rows)
     assert row is not None  # its lane is locked
     yield Write(_describe(row, meta, None))
     return row.sid
@@ -60,8 +66,8 @@ def save_meta(target: Target, meta: SessionMeta) -> Program[int]:
 
 def sid_of(session_id: str) -> Program[int | None]:
     """Give the surrogate key of a session, if there is one."""
-    row = yield from find(Target(session_id))
-    return None if row is None else row.sid
+    (rows,) = yield Read(session_statement(Target(session_id)), last=True)
+    return rows[0][0] if rows else None
 
 
 def list_page(after_sid: int, limit: int, filters: SessionFilter) -> Program[SessionPage]:
@@ -82,7 +88,7 @@ def list_page(after_sid: int, limit: int, filters: SessionFilter) -> Program[Ses
     narrow("s.created_ms <=", filters.created_until_ms)
     params.append(limit + 1)
     sql = LIST.format(where=" and ".join(where), limit=f"${len(params)}")
-    (rows,) = yield Read(Statement(sql, tuple(params)))
+    (rows,) = yield Read(Statement(sql, tuple(params)), last=True)
     sessions = tuple(
         SessionSummary(
             effective_meta(session_id, None if meta is None else stored(SessionMeta, meta), created_ms),
@@ -98,7 +104,7 @@ def list_page(after_sid: int, limit: int, filters: SessionFilter) -> Program[Ses
 
 def delete(session_id: str) -> Program[bool]:
     """Remove all of a session, also while its lane is held. What it held of attachments becomes releases (law A4)."""
-    lane = yield from lock_lane(Target(session_id))
+    lane, _ = yield from enter(Target(session_id))
     if lane is None:
         return False
     yield Write(

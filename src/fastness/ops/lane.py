@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import msgspec
 
 from fastness.decide import lane as rules
-from fastness.decide.lane import LaneFacts
+from fastness.decide.lane import FenceFacts, LaneFacts
 from fastness.errors import SessionDeletedError
 from fastness.model.base import encode
 from fastness.model.lease import (
@@ -21,28 +22,34 @@ from fastness.model.lease import (
     SessionExecutionLeaseCompletion,
     SessionExecutionLeaseFence,
 )
-from fastness.sql.program import Program, Read, Row, Statement, Write
+from fastness.sql.program import Expected, Lock, Param, Program, Read, Row, Rows, Statement, Write
 
-_LANE_COLUMNS = """
-    l.sid, s.session_id, l.admission_seq, l.fencing_token, l.owner_id, l.incarnation_id, l.liveness,
-    l.lease_token, l.claimed_ms, l.expires_ms, now_ms()"""
+LOCK = "select 1 from lane where sid = $1 for update of lane"
+LANE = """
+    select l.sid, s.session_id, l.admission_seq, l.fencing_token, l.owner_id, l.incarnation_id, l.liveness,
+        l.lease_token, l.claimed_ms, l.expires_ms, now_ms()
+    from lane l join session s on s.sid = l.sid where l.sid = $1"""
+FENCE = """
+    select fencing_token, owner_id, incarnation_id, lease_token, lease_token is not null and expires_ms > now_ms()
+    from lane where sid = $1"""
 
-LOCK_LANE_BY_SID = f"select {_LANE_COLUMNS} from lane l join session s on s.sid = l.sid where l.sid = $1 for update"
-LOCK_LANE_BY_NAME = (
-    f"select {_LANE_COLUMNS} from session s join lane l on l.sid = s.sid where s.session_id = $1 for update"
-)
-
+# Both do nothing where the session is there, and draw no key for it.
 ADD_SESSION = """
-    insert into session (session_id, created_ms, parent_session_id, meta, config) values ($1, now_ms(), $2, $3, $4)
+    insert into session (session_id, created_ms)
+    select $1, now_ms() where not exists (select 1 from session where session_id = $1)
     on conflict (session_id) do nothing"""
 ADD_LANE = """
-    insert into lane (sid) select sid from session where session_id = $1 on conflict (sid) do nothing"""
+    insert into lane (sid) select s.sid from session s
+    where s.session_id = $1 and not exists (select 1 from lane l where l.sid = s.sid)
+    on conflict (sid) do nothing"""
 
 TAKE_LANE = """
     update lane set fencing_token = $2, owner_id = $3, incarnation_id = $4, liveness = $5, lease_token = $6,
         claimed_ms = $7, expires_ms = $8
     where sid = $1"""
-EXTEND_LEASE = "update lane set expires_ms = $2 where sid = $1"
+EXTEND_LEASE = """
+    update lane set expires_ms = case when expires_ms > now_ms() + $2 then expires_ms else now_ms() + $2 end
+    where sid = $1 returning claimed_ms, expires_ms"""
 FREE_LANE = """
     update lane set owner_id = null, incarnation_id = null, liveness = null, lease_token = null, expires_ms = 0
     where sid = $1 and lease_token = $2"""
@@ -61,15 +68,31 @@ class Target(NamedTuple):
     sid: int | None = None
 
 
-def lane_statement(target: Target) -> Statement:
-    """Give the statement that locks a lane and reads it."""
+def of_session(target: Target, sql: str, *params: Param) -> Statement:
+    """Give a statement that says ``sid = $1`` for a session, also where only its name is known yet."""
     if target.sid is not None:
-        return Statement(LOCK_LANE_BY_SID, (target.sid,))
-    return Statement(LOCK_LANE_BY_NAME, (target.session_id,))
+        return Statement(sql, (target.sid, *params))
+    return Statement(_by_name(sql), (target.session_id, *params))
 
 
-def lane_facts(target: Target, rows: list[Row]) -> LaneFacts | None:
-    """Read the row of ``lane_statement``; None: the name is unknown. ``SessionDeletedError`` for a bound handle."""
+@functools.cache
+def _by_name(sql: str) -> str:
+    return sql.replace("sid = $1", "sid = (select sid from session where session_id = $1)")
+
+
+def lane_lock(target: Target) -> Lock:
+    """Give the lock that everything which writes takes first."""
+    statement = of_session(target, LOCK)
+    return Lock(statement.sql, statement.params)
+
+
+def _lane_statement(target: Target) -> Statement:
+    # While somebody waited for the lock, the session of a name may have been made anew: then this one locks.
+    return of_session(target, LANE if target.sid is not None else f"{LANE} for update of l")
+
+
+def _lane_facts(target: Target, rows: list[Row]) -> LaneFacts | None:
+    """Read the lane's row; None: the name is unknown. ``SessionDeletedError`` for a bound handle."""
     if not rows:
         if target.sid is not None:
             raise SessionDeletedError(target.session_id)
@@ -81,32 +104,46 @@ def lane_facts(target: Target, rows: list[Row]) -> LaneFacts | None:
     return LaneFacts(sid, session_id, admission, token, owner, lease_token, claimed, expires, now)
 
 
-def lock_lane(target: Target) -> Program[LaneFacts | None]:
-    """Lock the lane: the first thing that every writing operation does. None: there is no such session."""
-    (rows,) = yield Read(lane_statement(target))
-    return lane_facts(target, rows)
+def fence_facts(session_id: str, sid: int, rows: list[Row]) -> FenceFacts:
+    """Read the row of ``FENCE``, which a bound handle asks for. Raises ``SessionDeletedError``."""
+    if not rows:
+        raise SessionDeletedError(session_id)
+    token, owner_id, incarnation, lease_token, is_live = rows[0]
+    owner = None if lease_token is None else LeaseOwnerIdentity(owner_id, incarnation)
+    return FenceFacts(sid, session_id, token, owner, lease_token, bool(is_live))
 
 
-def lock_lane_or_create(target: Target) -> Program[LaneFacts]:
-    """Lock the lane of a session, and bring an unknown one to life first (law M3)."""
-    lane = yield from lock_lane(target)
-    if lane is not None:
-        return lane
-    yield Write(*birth(target.session_id))
-    lane = yield from lock_lane(target)
-    if lane is None:
-        raise SessionDeletedError(target.session_id)
-    return lane
+def expected_fence(shown: SessionExecutionLeaseFence | SessionExecutionLeaseCompletion) -> Expected:
+    """The row of ``FENCE`` while the lease that somebody shows is live."""
+    return Expected([(shown.fencing_token, shown.owner.owner_id, shown.owner.incarnation_id, shown.lease_token, True)])
 
 
-def birth(
-    session_id: str, parent_session_id: str | None = None, meta: str | None = None, config: str | None = None
-) -> tuple[Statement, ...]:
+def enter(target: Target, *facts: Statement) -> Program[tuple[LaneFacts | None, Rows]]:
+    """Lock the lane and read it, and what else the operation decides on. None: there is no such session."""
+    rows = yield Read(lane_lock(target), _lane_statement(target), *facts)
+    return _lane_facts(target, rows[0]), rows[1:]
+
+
+def enter_or_create(target: Target, *facts: Statement) -> Program[tuple[LaneFacts, Rows]]:
+    """Lock the lane as ``enter`` does, and bring an unknown session to life first (law M3)."""
+    while True:
+        if target.sid is None:
+            yield Write(*birth(target.session_id))
+        lane, rows = yield from enter(target, *facts)
+        if lane is not None:
+            return lane, rows
+        # It was deleted between its birth and the lock.
+
+
+def look(target: Target, *facts: Statement) -> Program[tuple[LaneFacts | None, Rows]]:
+    """Read the lane without locking it, and whatever goes with it: all that an operation reads."""
+    rows = yield Read(of_session(target, LANE), *facts, last=True)
+    return _lane_facts(target, rows[0]), rows[1:]
+
+
+def birth(session_id: str) -> tuple[Statement, ...]:
     """Give the statements that make a session. They do nothing where it exists."""
-    return (
-        Statement(ADD_SESSION, (session_id, parent_session_id, meta, config)),
-        Statement(ADD_LANE, (session_id,)),
-    )
+    return Statement(ADD_SESSION, (session_id,)), Statement(ADD_LANE, (session_id,))
 
 
 def draw_admission(lane: LaneFacts, count: int = 1) -> Statement:
@@ -118,7 +155,7 @@ def claim(
     target: Target, owner: LeaseOwnerIdentity, lease_token: str, ttl_ms: int
 ) -> Program[SessionExecutionLeaseClaimOutcome]:
     """Claim the lane (laws L1 to L3)."""
-    lane = yield from lock_lane_or_create(target)
+    lane, _ = yield from enter_or_create(target)
     return (yield from _settle_claim(lane, owner, lease_token, ttl_ms))
 
 
@@ -131,7 +168,7 @@ def reclaim(
     ttl_ms: int,
 ) -> Program[SessionExecutionLeaseClaimOutcome]:
     """Claim the lane, over the head of a holder that is proven dead (law L6)."""
-    lane = yield from lock_lane_or_create(target)
+    lane, _ = yield from enter_or_create(target)
     if lane.is_live and rules.may_reclaim(lane, observed, dead):
         lane = msgspec.structs.replace(lane, owner=None, lease_token=None, expires_ms=0)
     return (yield from _settle_claim(lane, owner, lease_token, ttl_ms))
@@ -169,20 +206,27 @@ def _take(sid: int, lease: SessionExecutionLease) -> Statement:
 
 def renew(target: Target, fence: SessionExecutionLeaseFence, ttl_ms: int) -> Program[SessionExecutionLease]:
     """Extend the lease. The tokens stay as they are; an expiry is never moved back."""
-    lane = yield from lock_lane(target)
-    lane = rules.require_live(lane, target.session_id, fence)
-    expires_ms = max(lane.expires_ms, lane.now_ms + ttl_ms)
-    yield Write(Statement(EXTEND_LEASE, (lane.sid, expires_ms)))
-    return SessionExecutionLease(
-        target.session_id, fence.owner, fence.lease_token, fence.fencing_token, lane.claimed_ms, expires_ms
-    )
+    lane = rules.require_live((yield from _shown(target, fence)), target.session_id, fence)
+    ((extended,),) = yield Write(Statement(EXTEND_LEASE, (lane.sid, ttl_ms)), last=True)
+    return SessionExecutionLease(target.session_id, fence.owner, fence.lease_token, fence.fencing_token, *extended)
 
 
 def release(target: Target, completion: SessionExecutionLeaseCompletion) -> Program[None]:
     """Give the lane back; a completion that no longer names the lease does nothing (law L5)."""
-    lane = yield from lock_lane(target)
+    lane = yield from _shown(target, completion)
     if lane is not None and rules.names_lease(lane, completion):
-        yield Write(free_lane(lane.sid, completion))
+        yield Write(free_lane(lane.sid, completion), wakes=True)
+
+
+def _shown(
+    target: Target, shown: SessionExecutionLeaseFence | SessionExecutionLeaseCompletion
+) -> Program[rules.Lane | None]:
+    """Lock the lane and read what a lease is held against."""
+    if target.sid is None:
+        lane, _ = yield from enter(target)
+        return lane
+    (rows,) = yield Read(lane_lock(target), Statement(FENCE, (target.sid,)), expect=[expected_fence(shown)])
+    return fence_facts(target.session_id, target.sid, rows)
 
 
 def free_lane(sid: int, completion: SessionExecutionLeaseCompletion) -> Statement:
@@ -191,6 +235,6 @@ def free_lane(sid: int, completion: SessionExecutionLeaseCompletion) -> Statemen
 
 
 def observe(target: Target) -> Program[SessionExecutionLease | None]:
-    """See who holds the lane now, without locking it for long."""
-    lane = yield from lock_lane(target)
+    """See who holds the lane now."""
+    lane, _ = yield from look(target)
     return lane.holder() if lane is not None else None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
 from fastness.decide import load as rules
+from fastness.decide.commit import HeadFacts
 from fastness.decide.directory import effective_meta
 from fastness.errors import BackendError, SessionDeletedError, UnsupportedReadScopeError
 from fastness.model.checkpoint import (
@@ -29,16 +30,17 @@ from fastness.model.session import (
     SessionReadScope,
 )
 from fastness.model.transcript import SessionNodeRecord
-from fastness.ops.lane import Target
+from fastness.ops.hint import Hint
+from fastness.ops.lane import Target, of_session
 from fastness.sql.program import Program, Read, Row, Statement, id_list
 from fastness.sql.records import stored, stored_nodes
 
 SESSION_BY_SID = "select sid, created_ms, meta, config from session where sid = $1"
 SESSION_BY_NAME = "select sid, created_ms, meta, config from session where session_id = $1"
 HEAD = """
-    select revision, leaf_node_id, node_count, config, agent_frame_id, checkpoint_ref, checkpoint
+    select revision, leaf_node_id, node_count, next_seq, config, agent_frame_id, checkpoint_ref, checkpoint
     from head where sid = $1"""
-FRAMES = "select body from agent_frame where sid = $1 order by seq, frame_id"
+FRAMES = "select frame_id, body from agent_frame where sid = $1 order by seq, frame_id"
 LEDGER = """
     select source, model, input_tokens, output_tokens, cache_read_tokens, cache_write_tokens, reasoning_output_tokens
     from token_usage where sid = $1 order by source, model"""
@@ -54,9 +56,7 @@ PATH = """
         union all
         select n.seq, n.parent_seq from path p join node n on n.sid = $1 and n.seq = p.parent_seq
         where n.seq < p.seq and n.tombstoned = 0)
-    select utf8(n.body), n.crc from path p cross join node n where n.sid = $1 and n.seq = p.seq order by p.seq"""
-
-_NODES_PER_READ = 250
+    select utf8(n.body), n.crc, n.seq from path p cross join node n where n.sid = $1 and n.seq = p.seq order by p.seq"""
 
 
 class SessionRow(msgspec.Struct, frozen=True):
@@ -100,92 +100,122 @@ def find(target: Target) -> Program[SessionRow | None]:
 
 def load_meta(target: Target) -> Program[SessionMeta | None]:
     """Give what is known of a session; None for an unknown one."""
-    row = yield from find(target)
+    (rows,) = yield Read(session_statement(target), last=True)
+    row = session_row(target, rows)
     return None if row is None else effective_meta(target.session_id, row.meta, row.created_ms)
 
 
 def load_head(target: Target) -> Program[SessionHeadMeta | None]:
     """Give the head's row; None before the first commit."""
-    row = yield from find(target)
-    if row is None:
-        return None
-    (rows,) = yield Read(Statement(HEAD, (row.sid,)))
-    return _head_meta(rows)
+    session, heads = yield Read(session_statement(target), of_session(target, HEAD), last=True)
+    head = None if session_row(target, session) is None else read_head(heads)
+    return None if head is None else _head_meta(head)
 
 
-def _head_meta(rows: list[Row]) -> SessionHeadMeta | None:
+def read_head(rows: list[Row]) -> HeadFacts | None:
+    """Read the row of a statement that begins with the columns of ``HEAD``; None before the first commit."""
     if not rows:
         return None
-    revision, leaf, count, config, frame, checkpoint_ref, _ = rows[0]
-    ref = None if checkpoint_ref is None else BlobRef(checkpoint_ref)
-    return SessionHeadMeta(revision, leaf, count, stored(PersistedSessionConfig, config), frame, ref)
+    revision, leaf, count, next_seq, config, frame, ref, body = rows[0][:8]
+    checkpoint = None if body is None else stored(SessionCheckpoint, body)
+    return HeadFacts(revision, leaf, count, next_seq, config, frame, ref, body, checkpoint)
+
+
+def _head_meta(head: HeadFacts) -> SessionHeadMeta:
+    ref = None if head.checkpoint_ref is None else BlobRef(head.checkpoint_ref)
+    config = stored(PersistedSessionConfig, head.config_body)
+    return SessionHeadMeta(head.revision, head.leaf_node_id, head.node_count, config, head.agent_frame_id, ref)
 
 
 def load_node(target: Target, node_id: str) -> Program[SessionNodeRecord | None]:
     """Give one live node."""
-    row = yield from find(target)
-    if row is None:
+    session, rows = yield Read(session_statement(target), of_session(target, NODE, node_id), last=True)
+    if session_row(target, session) is None or not rows:
         return None
-    (rows,) = yield Read(Statement(NODE, (row.sid, node_id)))
-    return stored_nodes(target.session_id, rows)[0] if rows else None
+    return stored_nodes(target.session_id, rows)[0]
 
 
-def load_session(target: Target, scope: SessionReadScope) -> Program[PersistedSessionRead | None]:
-    """Give the settled state of a session; None before the first commit."""
+class Loaded(NamedTuple):
+    """A session as it was loaded, and what its handle knows of the head from now on."""
+
+    read: PersistedSessionRead
+    hint: Hint
+
+
+class _Graph(NamedTuple):
+    graph: SessionGraph
+    leaf_seq: int | None
+    blobs: list[Row]
+
+
+def load_session(target: Target, scope: SessionReadScope, rows_per_read: int) -> Program[Loaded | None]:
+    """Give the settled state of a session; None before the first commit. Nodes are read so many at a time."""
     if not isinstance(scope, FullGraph | ActivePath):
         raise UnsupportedReadScopeError(repr(scope))
-    row = yield from find(target)
-    if row is None:
-        return None
-    sid = row.sid
-    head_rows, frames, ledger = yield Read(
-        Statement(HEAD, (sid,)), Statement(FRAMES, (sid,)), Statement(LEDGER, (sid,))
+    session, heads, frames, ledger = yield Read(
+        session_statement(target), *(of_session(target, sql) for sql in (HEAD, FRAMES, LEDGER))
     )
-    head = _head_meta(head_rows)
-    if head is None:
+    row = session_row(target, session)
+    head = read_head(heads)
+    if row is None or head is None:
         return None
-    graph = yield from _load_graph(target.session_id, sid, head, scope)
-    checkpoint = yield from _load_checkpoint(head_rows[0][-1])
-    return PersistedSessionRead(
-        effective_meta(target.session_id, row.meta, row.created_ms),
-        SessionHead(
-            head,
-            tuple(stored(AgentFrameRecord, body) for (body,) in frames),
-            tuple(TokenLedgerEntry(source, model, TokenUsage(*counters)) for source, model, *counters in ledger),
-        ),
+    meta = effective_meta(target.session_id, row.meta, row.created_ms)
+    load = _load_full if isinstance(scope, FullGraph) else _load_path
+    graph, leaf_seq, blobs = yield from load(Target(target.session_id, row.sid), head, scope, rows_per_read)
+    totals = [TokenLedgerEntry(source, model, TokenUsage(*counters)) for source, model, *counters in ledger]
+    records = tuple(stored(AgentFrameRecord, body) for _, body in frames)
+    read = PersistedSessionRead(
+        meta,
+        SessionHead(_head_meta(head), records, tuple(totals)),
         graph,
-        checkpoint,
+        _checkpoint(head.checkpoint, {ref: bytes(content) for ref, content in blobs}),
     )
+    usage: dict[str, dict[str, TokenUsage]] = {}
+    for entry in totals:
+        usage.setdefault(entry.source, {})[entry.model] = entry.usage
+    return Loaded(read, Hint(head, leaf_seq, usage, dict(frames), complete=True))
 
 
-def _load_graph(session_id: str, sid: int, head: SessionHeadMeta, scope: SessionReadScope) -> Program[SessionGraph]:
-    if isinstance(scope, FullGraph):
-        nodes = yield from _live_nodes(session_id, sid)
-        return rules.full_graph(session_id, nodes, head.leaf_node_id, head.node_count)
-    leaf = head.leaf_node_id if scope.leaf_node_id is None else scope.leaf_node_id
-    (rows,) = yield Read(Statement(PATH, (sid, leaf)))
-    return rules.active_path(session_id, stored_nodes(session_id, rows), leaf)
-
-
-def _live_nodes(session_id: str, sid: int) -> Program[list[SessionNodeRecord]]:
+def _load_full(target: Target, head: HeadFacts, _: SessionReadScope, rows_per_read: int) -> Program[_Graph]:
     """Read all live nodes, some at a time: what was decoded is let go of before more comes, and stays in the caches."""
     nodes: list[SessionNodeRecord] = []
-    after = 0
-    while True:
-        (rows,) = yield Read(Statement(LIVE_NODES, (sid, after, _NODES_PER_READ)))
-        nodes += stored_nodes(session_id, rows)
-        if len(rows) < _NODES_PER_READ:
-            return nodes
-        after = rows[-1][-1]
+    seqs = [0]
+    blobs: list[list[Row]] = []
+    contents: tuple[Statement, ...] = _blobs(head)
+    last = False
+    while not last:
+        left = head.node_count + 1 - len(nodes)  # one more than there should be: it would be noticed
+        last = left <= rows_per_read
+        page = Statement(LIVE_NODES, (target.sid, seqs[-1], max(1, min(left, rows_per_read))))
+        rows, *found = yield Read(page, *contents, last=last)
+        blobs, contents = blobs or found, ()
+        nodes += stored_nodes(target.session_id, rows)
+        seqs += [row[-1] for row in rows]
+        last = last or not rows
+    graph = rules.full_graph(target.session_id, nodes, head.leaf_node_id, head.node_count)
+    at = next((at for at in reversed(range(len(nodes))) if nodes[at].node_id == head.leaf_node_id), None)
+    return _Graph(graph, None if at is None else seqs[at + 1], blobs[0] if blobs else [])
 
 
-def _load_checkpoint(body: str | None) -> Program[HydratedSessionCheckpoint | None]:
-    if body is None:
+def _load_path(target: Target, head: HeadFacts, scope: SessionReadScope, _: int) -> Program[_Graph]:
+    asked = scope.leaf_node_id if isinstance(scope, ActivePath) else None
+    leaf = head.leaf_node_id if asked is None else asked
+    rows, *blobs = yield Read(Statement(PATH, (target.sid, leaf)), *_blobs(head), last=True)
+    graph = rules.active_path(target.session_id, stored_nodes(target.session_id, rows), leaf)
+    leaf_seq = rows[-1][-1] if rows and leaf == head.leaf_node_id else None
+    return _Graph(graph, leaf_seq, blobs[0] if blobs else [])
+
+
+def _blobs(head: HeadFacts) -> tuple[Statement, ...]:
+    """What the head's checkpoint consists of, where it has one."""
+    if head.checkpoint is None:
+        return ()
+    return (Statement(BLOBS, (id_list(ref.sha256 for ref in head.checkpoint.blob_refs()),)),)
+
+
+def _checkpoint(manifest: SessionCheckpoint | None, blobs: dict[str, bytes]) -> HydratedSessionCheckpoint | None:
+    if manifest is None:
         return None
-    manifest = stored(SessionCheckpoint, body)
-    wanted = id_list(ref.sha256 for ref in manifest.blob_refs())
-    (rows,) = yield Read(Statement(BLOBS, (wanted,)))
-    blobs = {ref: bytes(content) for ref, content in rows}
     return HydratedSessionCheckpoint(
         manifest.turn_state,
         _content(manifest.tool_state, blobs),

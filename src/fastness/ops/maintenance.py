@@ -10,7 +10,7 @@ from fastness.model.checkpoint import SessionCheckpoint
 from fastness.model.reports import GcReport, MaintenancePreview, VacuumReport
 from fastness.model.session import AgentFrameRecord
 from fastness.ops import turn_input
-from fastness.ops.lane import Target, lock_lane
+from fastness.ops.lane import Target, enter, of_session
 from fastness.sql.program import Many, Program, Read, Row, Statement, Write, id_list
 from fastness.sql.records import stored
 
@@ -65,14 +65,12 @@ _ABORTED = "nothing was deleted: run 'check' and restore what it names from a ba
 
 def tombstone(target: Target, node_ids: Sequence[str]) -> Program[int]:
     """Hide nodes from every read at once. Gives how many were hidden; only then does the revision advance (law G5)."""
-    lane = yield from lock_lane(target)
-    if lane is None:
+    lane, (known, heads) = yield from enter(
+        target, of_session(target, KNOWN_LIVE, id_list(node_ids)), of_session(target, HEAD)
+    )
+    if lane is None or not known or not heads:
         return 0
     sid = lane.sid
-    wanted = id_list(node_ids)
-    known, heads = yield Read(Statement(KNOWN_LIVE, (sid, wanted)), Statement(HEAD, (sid,)))
-    if not known or not heads:
-        return 0
     revision, leaf_node_id, checkpoint_ref = heads[0]
     (shape,) = yield Read(Statement(LIVE_SHAPE, (sid,)))
     plan = graph_rules.tombstone(
@@ -106,7 +104,7 @@ def vacuum(
     target: Target, evidence_until_ms: int | None = None, receipts_until_ms: int | None = None
 ) -> Program[VacuumReport]:
     """Remove this session's tombstoned nodes and old evidence. Cut-offs are inclusive (law M2)."""
-    lane = yield from lock_lane(target)
+    lane, _ = yield from enter(target)
     if lane is None:
         return VacuumReport(0, 0, 0, 0)
     sid = lane.sid
@@ -182,5 +180,6 @@ def preview(keep_revisions: int) -> Program[MaintenancePreview]:
         Statement(COUNT_ALL_WORK_EVIDENCE),
         Statement(COUNT_ALL_RECEIPTS),
         Statement(COUNT_WOULD_BE_UNREACHABLE, (keep_revisions,)),
+        last=True,
     )
     return MaintenancePreview(*(rows[0][0] for rows in counts), *blobs[0])

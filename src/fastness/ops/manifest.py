@@ -18,9 +18,9 @@ from fastness.model.attachments import (
     AttachmentRef,
 )
 from fastness.model.base import encode
-from fastness.ops.lane import Target, lock_lane, lock_lane_or_create
-from fastness.ops.load import find
-from fastness.sql.program import Program, Read, Statement, Write, id_list
+from fastness.ops.lane import Target, enter, enter_or_create, of_session
+from fastness.ops.load import session_row, session_statement
+from fastness.sql.program import Lock, LockNames, Program, Read, Statement, Write, id_list
 
 LIVE_MARK = "select lapses_ms - now_ms() from attachment_mark where attachment_id = $1 and lapses_ms > now_ms()"
 RECORD_INTENT = """
@@ -38,8 +38,9 @@ OLD_RELEASES = """
 ALL_HOLDS = "select attachment_id, committed, recorded_ms from attachment where attachment_id in any_of($1)"
 ALL_RELEASES = "select attachment_id, released_ms from attachment_release where attachment_id in any_of($1)"
 LOCK_HOLDERS = """
-    select l.sid from lane l where l.sid in (select a.sid from attachment a where a.attachment_id in any_of($1))
-    order by l.sid for update"""
+    select l.sid from lane l join session s on s.sid = l.sid
+    where l.sid in (select a.sid from attachment a where a.attachment_id in any_of($1))
+    order by s.session_id for update of l"""
 LIVE_MARKS = """
     select attachment_id from attachment_mark where attachment_id in any_of($1) and lapses_ms > now_ms()"""
 NOW = "select now_ms()"
@@ -66,9 +67,9 @@ FORGET = "delete from attachment where sid = $1 and attachment_id = $2"
 
 def record_intent(target: Target, intent: AttachmentIntent) -> Program[int]:
     """Record that bytes are about to be put. Gives 0, or for how many milliseconds a sweep has marked that content."""
-    lane = yield from lock_lane_or_create(target)
     attachment_id = intent.reference.attachment_id
-    (marks,) = yield Read(Statement(LIVE_MARK, (attachment_id,)))
+    lane, _ = yield from enter_or_create(target)
+    (marks,) = yield Read(_content_lock([attachment_id]), Statement(LIVE_MARK, (attachment_id,)))
     if marks:
         return int(marks[0][0])
     reference = encode(intent.reference).decode()
@@ -78,11 +79,8 @@ def record_intent(target: Target, intent: AttachmentIntent) -> Program[int]:
 
 def commit_refs(target: Target, attachment_ids: Sequence[str]) -> Program[None]:
     """Stamp intents outside of a turn. Raises ``AttachmentNotInManifestError``."""
-    lane = yield from lock_lane(target)
-    held: set[str] = set()
-    if lane is not None:
-        (rows,) = yield Read(Statement(HELD, (lane.sid, id_list(attachment_ids))))
-        held = {attachment_id for (attachment_id,) in rows}
+    lane, (rows,) = yield from enter(target, of_session(target, HELD, id_list(attachment_ids)))
+    held = {attachment_id for (attachment_id,) in rows}
     for attachment_id in attachment_ids:
         if attachment_id not in held:
             raise AttachmentNotInManifestError(target.session_id, attachment_id)
@@ -92,16 +90,16 @@ def commit_refs(target: Target, attachment_ids: Sequence[str]) -> Program[None]:
 
 def holds_ref(target: Target, attachment_id: str) -> Program[bool]:
     """Whether a session's own manifest holds the content, as an intent or committed (law A3)."""
-    row = yield from find(target)
-    if row is None:
-        return False
-    (rows,) = yield Read(Statement(HELD, (row.sid, id_list([attachment_id]))))
-    return bool(rows)
+    held = of_session(target, HELD, id_list([attachment_id]))
+    session, rows = yield Read(session_statement(target), held, last=True)
+    return session_row(target, session) is not None and bool(rows)
 
 
 def list_uncommitted(older_than_ms: int) -> Program[list[AttachmentManifestEntry]]:
     """List intents and releases of the whole database up to the cut-off, oldest first."""
-    intents, releases = yield Read(Statement(OLD_INTENTS, (older_than_ms,)), Statement(OLD_RELEASES, (older_than_ms,)))
+    intents, releases = yield Read(
+        Statement(OLD_INTENTS, (older_than_ms,)), Statement(OLD_RELEASES, (older_than_ms,)), last=True
+    )
     return [
         AttachmentManifestEntry(
             session_id, attachment_id, "intent", recorded_ms, msgspec.json.decode(reference, type=AttachmentRef)
@@ -121,8 +119,9 @@ def begin_reclaim(
     The old intents become releases with it: a commit that comes too late finds that its manifest lacks the content.
     """
     ids = id_list(attachment_ids)
-    _, holds, releases, marks, ((now_ms,),) = yield Read(
-        Statement(LOCK_HOLDERS, (ids,)),
+    holds, releases, marks, ((now_ms,),) = yield Read(
+        Lock(LOCK_HOLDERS, (ids,)),
+        _content_lock(attachment_ids),
         Statement(ALL_HOLDS, (ids,)),
         Statement(ALL_RELEASES, (ids,)),
         Statement(LIVE_MARKS, (ids,)),
@@ -148,6 +147,11 @@ def begin_reclaim(
     return AttachmentReclaimGrant(sweep_id, granted, lapses_ms)
 
 
+def _content_lock(attachment_ids: Sequence[str]) -> LockNames:
+    """Keep intents for content apart from sweeps over it. Neither could see what the other has not committed yet."""
+    return LockNames(tuple(f"attachment:{each}" for each in sorted(set(attachment_ids))))
+
+
 def finish_reclaim(grant: AttachmentReclaimGrant) -> Program[int]:
     """Forget what was swept, and let intents for it in again. Gives how many contents this sweep still had marked."""
     (mine,) = yield Read(Statement(MY_MARKS, (grant.sweep_id, id_list(grant.attachment_ids))))
@@ -166,11 +170,8 @@ def finish_reclaim(grant: AttachmentReclaimGrant) -> Program[int]:
 
 def forget(target: Target, attachment_id: str) -> Program[None]:
     """Let go of content. What the session held becomes a release, so that a sweep still finds the bytes."""
-    lane = yield from lock_lane(target)
-    if lane is None:
-        return
-    (rows,) = yield Read(Statement(HELD, (lane.sid, id_list([attachment_id]))))
-    if rows:
+    lane, (rows,) = yield from enter(target, of_session(target, HELD, id_list([attachment_id])))
+    if lane is not None and rows:
         yield Write(
             Statement(RELEASE_ONE, (lane.sid, attachment_id, target.session_id, lane.now_ms)),
             Statement(FORGET, (lane.sid, attachment_id)),

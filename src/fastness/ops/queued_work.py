@@ -29,8 +29,8 @@ from fastness.model.queued_work import (
 )
 from fastness.ops import claims
 from fastness.ops.claims import EARLIER, FREE, GRANT_COLUMNS, NO_GRANT, claim_table, held_row
-from fastness.ops.lane import Target, draw_admission, lock_lane, lock_lane_or_create
-from fastness.sql.program import Program, Read, Row, Statement, Write
+from fastness.ops.lane import Target, draw_admission, enter, enter_or_create, look, of_session
+from fastness.sql.program import Expected, Program, Row, Statement, Write
 from fastness.sql.records import stored
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "claim_exact",
     "claim_ready",
     "enqueue",
+    "expected_held",
     "held_row",
     "held_statement",
     "list_all",
@@ -60,13 +61,12 @@ ADD_WORK = """
 FIND_BY_KEY = f"{_WAITING} and source_key = $2 union all {_SETTLED} and source_key = $2"
 FIND_WAITING = f"{_WAITING} and batch_id = $2"
 LIST_ALL = f"{_WAITING} order by seq"
-LIST_PENDING = f"{_WAITING} and {FREE} order by seq"
 
 _FACTS = """
     select batch_id, seq, claim_token, work_class, delivery_policy, slot_policy, merge_key
     from queued_work where sid = $1"""
 HELD_EARLIER = f"{_FACTS} and {EARLIER}"
-READY = f"{_FACTS} and {FREE} and available_ms <= $3 order by seq limit $4"
+READY = f"{_FACTS} and {FREE} and available_ms <= (select now_ms()) order by seq limit $3"
 
 _merge_key: msgspec.json.Decoder[MergeKey] = msgspec.json.Decoder(MergeKey)
 
@@ -83,13 +83,13 @@ def enqueue(target: Target, draft: QueuedWorkBatchDraft, minted_id: str) -> Prog
     if draft.session_id != target.session_id:
         raise SessionBindingMismatchError(target.session_id, draft.session_id)
     draft, body = checked(QueuedWorkBatchDraft, draft)
-    lane = yield from lock_lane_or_create(target)
-    if draft.source_key is not None:
-        (known,) = yield Read(Statement(FIND_BY_KEY, (lane.sid, draft.source_key)))
+    by_key = [] if draft.source_key is None else [of_session(target, FIND_BY_KEY, draft.source_key)]
+    lane, found = yield from enter_or_create(target, *by_key)
+    for known in found:
         if known:
             return _batch(known[0], lane)
     row = WorkRow(minted_id, lane.admission_seq + 1, None, lane.now_ms, Grant(), draft)
-    yield Write(draw_admission(lane), _add(lane.sid, row, body))
+    yield Write(draw_admission(lane), _add(lane.sid, row, body), wakes=True)
     return rules.as_batch(row, "pending")
 
 
@@ -113,30 +113,24 @@ def _add(sid: int, row: WorkRow, body: str) -> Statement:
 
 def list_all(target: Target) -> Program[list[QueuedWorkBatch]]:
     """List what waits and what is claimed, in the order of admission. Changes nothing."""
-    lane = yield from claims.look(target)
-    if lane is None:
-        return []
-    (rows,) = yield Read(Statement(LIST_ALL, (lane.sid,)))
-    return [_batch(row, lane) for row in rows]
+    lane, found = yield from look(target, of_session(target, LIST_ALL))
+    return [] if lane is None else [_batch(row, lane) for row in found[0]]
 
 
 def list_pending(target: Target) -> Program[list[QueuedWorkBatch]]:
     """List what no live claim holds, future batches included, in the order of admission. Changes nothing."""
-    lane = yield from claims.look(target)
-    if lane is None:
-        return []
-    (rows,) = yield Read(Statement(LIST_PENDING, (lane.sid, lane.live_token)))
-    return [_batch(row, lane) for row in rows]
+    lane, found = yield from look(target, of_session(target, LIST_ALL))
+    batches = [] if lane is None else [_batch(row, lane) for row in found[0]]
+    return [batch for batch in batches if batch.state == "pending"]
 
 
 def cancel(target: Target, batch_id: str) -> Program[QueuedWorkBatch | None]:
     """Cancel a batch that no live claim holds (law W6). None: it is held, settled or unknown."""
     limits.check_id("batch_id", batch_id)
-    lane = yield from lock_lane(target)
+    lane, found = yield from enter(target, of_session(target, FIND_WAITING, batch_id))
     if lane is None:
         return None
-    (found,) = yield Read(Statement(FIND_WAITING, (lane.sid, batch_id)))
-    rows = [_work_row(row) for row in found]
+    rows = [_work_row(row) for row in found[0]]
     if not rows or rules.state_of(rows[0], lane) != "pending":
         return None
     yield Write(*claims.cancel_rows(WORK, lane, (batch_id,)))
@@ -206,11 +200,13 @@ def _claim(
     choose: _Choice,
 ) -> Program[QueuedWorkClaim | None]:
     limits.check_fence(fence)
-    lane = require_live((yield from lock_lane(target)), target.session_id, fence)
-    held, free = yield Read(
-        Statement(HELD_EARLIER, (lane.sid, lane.live_token, lane.lease_token)),
-        Statement(READY, (lane.sid, lane.live_token, lane.now_ms, limit)),
+    # The rows are read as the fence says that the lane stands; where it does not, they are not looked at.
+    found, (held, free) = yield from enter(
+        target,
+        of_session(target, HELD_EARLIER, fence.fencing_token, fence.lease_token),
+        of_session(target, READY, fence.fencing_token, limit),
     )
+    lane = require_live(found, target.session_id, fence)
     earlier = sorted(map(_waiting_work, held), key=lambda work: work.seq)
     ready = [_waiting_work(row) for row in free]
     chosen = choose(rules.queue_after_reentry(earlier, ready, work_class, boundary))
@@ -237,14 +233,19 @@ def abandon(target: Target, claim: QueuedWorkClaim) -> Program[None]:
     yield from claims.abandon(WORK, target, claim.claim_id)
 
 
-def held_statement(sid: int | None, completions: Sequence[QueuedWorkCompletion]) -> Statement:
+def held_statement(sid: int, completions: Sequence[QueuedWorkCompletion]) -> Statement:
     """Give the statement that reads the facts of completions (law C6), for ``held_row``."""
-    return claims.held_statement(WORK, sid, (rules.shown(one) for one in completions))
+    return claims.held_statement(WORK, sid, map(rules.shown, completions))
 
 
-def settle_claim(sid: int, completion: QueuedWorkCompletion, settled_ms: int) -> tuple[Statement, ...]:
+def expected_held(completions: Sequence[QueuedWorkCompletion], lane_token: int) -> Expected:
+    """What ``held_statement`` gives while the completions own their rows."""
+    return claims.expected_held(map(rules.shown, completions), lane_token)
+
+
+def settle_claim(sid: int, completion: QueuedWorkCompletion) -> tuple[Statement, ...]:
     """Give the statements that complete a claim, once ``require_owned`` has passed it under this very lock."""
-    return claims.settle_claim(WORK, sid, completion.claim_id, settled_ms)
+    return claims.settle_claim(WORK, sid, completion.claim_id)
 
 
 def _waiting_work(row: Row) -> WaitingWork:

@@ -12,7 +12,7 @@ import msgspec
 
 from fastness.decide import limits
 from fastness.decide import turn_input as rules
-from fastness.decide.claims import Claimable, Grant, pick
+from fastness.decide.claims import Claimable, Grant, is_held, pick
 from fastness.decide.lane import LaneFacts, require_live
 from fastness.decide.turn_input import InputRow
 from fastness.errors import SessionBindingMismatchError, TurnInputClaimExpiredError
@@ -38,8 +38,8 @@ from fastness.model.turn_input import (
 )
 from fastness.ops import claims
 from fastness.ops.claims import EARLIER, FREE, GRANT_COLUMNS, NO_GRANT, ClaimTable, claim_table, held_row
-from fastness.ops.lane import Target, draw_admission, lock_lane, lock_lane_or_create
-from fastness.sql.program import Program, Read, Row, Statement, Write, id_list
+from fastness.ops.lane import Target, draw_admission, enter, enter_or_create, look, of_session
+from fastness.sql.program import Expected, Program, Read, Row, Rows, Statement, Write, id_list
 from fastness.sql.records import stored
 
 __all__ = [
@@ -52,6 +52,7 @@ __all__ = [
     "defer_interrupted",
     "defer_settled",
     "enqueue",
+    "expected_held",
     "held_row",
     "held_statement",
     "list_pending",
@@ -80,7 +81,7 @@ ADD_INPUT = """
 FIND_BY_ID = f"{_WAITING} and t.input_id in any_of($2) union all {_SETTLED} and input_id in any_of($2)"
 FIND_BY_KEY = f"{_WAITING} and t.source_key in any_of($2) union all {_SETTLED} and source_key in any_of($2)"
 FIND_RECEIPT = "select 1 from commit_log where sid = $1 and turn_id = $2 and turn_hash is not null"
-LIST_PENDING = f"{_WAITING} and {FREE} order by t.seq"
+LIST_WAITING = f"{_WAITING} order by t.seq"
 LIST_AFTER = f"{_WAITING} and t.seq > $2 order by t.seq"
 
 # $2 is the lane's live token; $3 the lease token of the entry that asks, or the limit.
@@ -113,11 +114,15 @@ def enqueue(target: Target, draft: PendingTurnInputDraft, minted_id: str) -> Pro
     if draft.session_id != target.session_id:
         raise SessionBindingMismatchError(target.session_id, draft.session_id)
     draft, body = checked(PendingTurnInputDraft, draft)
-    lane = yield from lock_lane_or_create(target)
-    known = yield from _find(lane, _names_of(draft))
-    row = rules.resubmitted(draft, known)
+    asked = _named(target, _names_of(draft))
+    turn = draft.ingress if isinstance(draft.ingress, ActiveTurn) else None
+    if turn is not None:
+        asked.append(of_session(target, FIND_RECEIPT, turn.turn_id))
+    lane, found = yield from enter_or_create(target, *asked)
+    turn_settled = turn is not None and bool(found.pop())
+    row = rules.resubmitted(draft, _input_rows(found))
     if row is None:
-        row = yield from _admit(lane, draft, draft.input_id or minted_id, body)
+        row = yield from _admit(lane, draft, draft.input_id or minted_id, body, turn_settled)
     return rules.as_input(row, rules.effective_state(row, lane))
 
 
@@ -130,27 +135,24 @@ def _names_of(draft: PendingTurnInputDraft) -> list[PendingTurnInputCancelTarget
     return names
 
 
-def _admit(lane: LaneFacts, draft: PendingTurnInputDraft, input_id: str, body: str) -> Program[InputRow]:
+def _admit(
+    lane: LaneFacts, draft: PendingTurnInputDraft, input_id: str, body: str, turn_settled: bool
+) -> Program[InputRow]:
     turn = draft.ingress if isinstance(draft.ingress, ActiveTurn) else None
     state: TurnInputState = "pending_active" if turn else "deferred_next_turn"
-    turn_settled = False
-    if turn is not None:
-        (receipts,) = yield Read(Statement(FIND_RECEIPT, (lane.sid, turn.turn_id)))
-        turn_settled = bool(receipts)
     seq = lane.admission_seq + 1
     of_turn = (turn.turn_id, turn.min_boundary) if turn else (None, None)
     add = (lane.sid, seq, input_id, draft.source_key, state, *of_turn, lane.live_token, lane.now_ms, body)
-    yield Write(draw_admission(lane), Statement(ADD_INPUT, add))
+    yield Write(draw_admission(lane), Statement(ADD_INPUT, add), wakes=True)
     return InputRow(input_id, seq, state, lane.live_token, turn_settled, lane.now_ms, Grant(), draft)
 
 
 def list_pending(target: Target) -> Program[list[PendingTurnInput]]:
     """List what waits, in the order of admission, each row as what it counts as now (laws I2, I4). Changes nothing."""
-    lane = yield from claims.look(target)
+    lane, found = yield from look(target, of_session(target, LIST_WAITING))
     if lane is None:
         return []
-    (found,) = yield Read(Statement(LIST_PENDING, (lane.sid, lane.live_token)))
-    rows = (_input_row(row) for row in found)
+    rows = (row for row in _input_rows(found) if not is_held(row.grant, lane))
     return [rules.as_input(row, rules.effective_state(row, lane)) for row in rows]
 
 
@@ -166,24 +168,21 @@ def cancel_many(
     """Cancel several rows at once, with one outcome for each target in its order (law I6)."""
     for one in targets:
         limits.check_cancel_target(one)
-    lane = yield from lock_lane(target)
+    lane, found = yield from enter(target, *_named(target, targets))
     if lane is None:
         return [PendingTurnInputCancelResult(one, NotFound()) for one in targets]
-    rows = yield from _find(lane, targets)
-    return (yield from _cancel(lane, rules.cancel(targets, rows, lane)))
+    return (yield from _cancel(lane, rules.cancel(targets, _input_rows(found), lane)))
 
 
 def cancel_suffix(target: Target, anchor: PendingTurnInputCancelTarget) -> Program[PendingTurnInputSuffixCancelOutcome]:
     """Cancel a row and every unsettled one after it (law I6). A settled anchor is reported, the rest still goes."""
     limits.check_cancel_target(anchor)
-    lane = yield from lock_lane(target)
-    if lane is None:
+    lane, named = yield from enter(target, *_named(target, (anchor,)))
+    found = _input_rows(named)
+    if lane is None or not found:
         return AnchorNotFound()
-    found = yield from _find(lane, (anchor,))
-    if not found:
-        return AnchorNotFound()
-    (after,) = yield Read(Statement(LIST_AFTER, (lane.sid, found[0].seq)))
-    results = rules.cancel_suffix(anchor, found[0], [_input_row(row) for row in after], lane)
+    after = yield Read(Statement(LIST_AFTER, (lane.sid, found[0].seq)))
+    results = rules.cancel_suffix(anchor, found[0], _input_rows(after), lane)
     return SuffixOutcomes(tuple((yield from _cancel(lane, results))))
 
 
@@ -196,16 +195,18 @@ def _cancel(
     return results
 
 
-def _find(lane: LaneFacts, names: Sequence[PendingTurnInputCancelTarget]) -> Program[list[InputRow]]:
-    """Find all rows that are named, waiting or settled, each once."""
+def _named(target: Target, names: Sequence[PendingTurnInputCancelTarget]) -> list[Statement]:
+    """Give the statements that find all rows which are named, waiting or settled."""
     ids = [name.input_id for name in names if isinstance(name, ByInputId)]
     keys = [name.source_key for name in names if isinstance(name, BySourceKey)]
-    asked = [Statement(FIND_BY_ID, (lane.sid, id_list(ids)))] if ids else []
+    asked = [of_session(target, FIND_BY_ID, id_list(ids))] if ids else []
     if keys:
-        asked.append(Statement(FIND_BY_KEY, (lane.sid, id_list(keys))))
-    if not asked:
-        return []
-    found = yield Read(*asked)
+        asked.append(of_session(target, FIND_BY_KEY, id_list(keys)))
+    return asked
+
+
+def _input_rows(found: Rows) -> list[InputRow]:
+    """Read what was found, each row once."""
     rows = {row[0]: row for rows in found for row in rows}
     return [_input_row(row) for row in rows.values()]
 
@@ -225,11 +226,15 @@ def claim_active(
     """
     limits.check_id("turn_id", turn_id)
     limits.check_checkpoint("checkpoint", checkpoint)
-    lane = yield from _live_lane(target, fence, max_inputs)
-    earlier, free = yield Read(
-        Statement(ACTIVE_EARLIER, (lane.sid, lane.live_token, lane.lease_token, turn_id, checkpoint)),
-        Statement(ACTIVE_FREE, (lane.sid, lane.live_token, max_inputs, turn_id, checkpoint)),
+    limits.check_fence(fence)
+    limits.check_positive("max_inputs", max_inputs)
+    # The rows are read as the fence says that the lane stands; where it does not, they are not looked at.
+    found, (earlier, free) = yield from enter(
+        target,
+        of_session(target, ACTIVE_EARLIER, fence.fencing_token, fence.lease_token, turn_id, checkpoint),
+        of_session(target, ACTIVE_FREE, fence.fencing_token, max_inputs, turn_id, checkpoint),
     )
+    lane = require_live(found, target.session_id, fence)
     chosen = _pick(earlier, free, max_inputs)
     return (yield from _grant(ACTIVE, lane, fence, claim_id, chosen))
 
@@ -242,20 +247,16 @@ def claim_next(
     What an earlier entry of the lease holds as next-turn input comes first and counts towards the limit (law L2). What
     it accepted for its running turn is for ``claim_active`` to grant again.
     """
-    lane = yield from _live_lane(target, fence, max_inputs)
-    earlier, free = yield Read(
-        Statement(NEXT_EARLIER, (lane.sid, lane.live_token, lane.lease_token)),
-        Statement(NEXT_FREE, (lane.sid, lane.live_token, max_inputs)),
-    )
-    chosen = _pick(earlier, free, max_inputs)
-    return (yield from _grant(NEXT, lane, fence, claim_id, chosen))
-
-
-def _live_lane(target: Target, fence: SessionExecutionLeaseFence, max_inputs: int) -> Program[LaneFacts]:
     limits.check_fence(fence)
     limits.check_positive("max_inputs", max_inputs)
-    lane = yield from lock_lane(target)
-    return require_live(lane, target.session_id, fence)
+    found, (earlier, free) = yield from enter(
+        target,
+        of_session(target, NEXT_EARLIER, fence.fencing_token, fence.lease_token),
+        of_session(target, NEXT_FREE, fence.fencing_token, max_inputs),
+    )
+    lane = require_live(found, target.session_id, fence)
+    chosen = _pick(earlier, free, max_inputs)
+    return (yield from _grant(NEXT, lane, fence, claim_id, chosen))
 
 
 def _pick(earlier: list[Row], free: list[Row], limit: int) -> Sequence[Claimable]:
@@ -294,14 +295,19 @@ def abandon(target: Target, claim: TurnInputClaim) -> Program[None]:
     yield from claims.abandon(ACTIVE, target, claim.claim_id)
 
 
-def held_statement(sid: int | None, completions: Sequence[TurnInputCompletion]) -> Statement:
+def held_statement(sid: int, completions: Sequence[TurnInputCompletion]) -> Statement:
     """Give the statement that reads the facts of completions (law C6), for ``held_row``."""
-    return claims.held_statement(ACTIVE, sid, (rules.shown(one) for one in completions))
+    return claims.held_statement(ACTIVE, sid, map(rules.shown, completions))
 
 
-def settle_claim(sid: int, completion: TurnInputCompletion, settled_ms: int) -> tuple[Statement, ...]:
+def expected_held(completions: Sequence[TurnInputCompletion], lane_token: int) -> Expected:
+    """What ``held_statement`` gives while the completions own their rows."""
+    return claims.expected_held(map(rules.shown, completions), lane_token)
+
+
+def settle_claim(sid: int, completion: TurnInputCompletion) -> tuple[Statement, ...]:
     """Give the statements that complete a claim, once ``require_owned`` has passed it under this very lock."""
-    return claims.settle_claim(ACTIVE, sid, completion.claim_id, settled_ms)
+    return claims.settle_claim(ACTIVE, sid, completion.claim_id)
 
 
 def defer_interrupted(sid: int, turn_id: str) -> tuple[Statement, ...]:

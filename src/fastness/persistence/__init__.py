@@ -36,6 +36,7 @@ from fastness.factory import (
     EngineSessionStoreFactory,
     InMemorySessionStore,
     InMemorySessionStoreFactory,
+    PostgresSessionStoreFactory,
     SqliteSessionStoreFactory,
     open_database,
 )
@@ -65,6 +66,7 @@ __all__ = [
     "InvalidInputError",
     "LeaseExpiredError",
     "NodeIdCollisionError",
+    "PostgresSessionStoreFactory",
     "QueuedWorkClaimExpiredError",
     "RecordVersionError",
     "RecordVersionInvalidError",

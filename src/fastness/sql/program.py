@@ -9,20 +9,22 @@ The rules that both sides keep:
   the factory, so that a retry means the same.
 * A program that raises before its first ``Write`` needs no undo. After a ``Write`` the engine undoes everything.
 * A program does not catch database errors, and its result counts only once COMMIT has answered.
-* Times come from ``now_ms()`` in a statement, read after the lane is locked.
+* A ``Write`` gives no rows, so that an engine may hold it back and send it together with what follows. The last batch
+  of a program may say so: then its rows are given, and COMMIT goes with it.
+* Times come from ``now_ms()`` in a statement that comes after the lock of the lane.
 
 The SQL is shared by all dialects. Parameters are ``$1``, ``$2``, … ; four words are the seam to a dialect:
 
 * ``now_ms()`` is the database's clock;
-* ``any_of($n)`` is a subquery over a JSON array of texts given as the text parameter ``$n`` (``x in any_of($2)``);
+* ``in any_of($n)`` looks into a JSON array of texts that is given as the text parameter ``$n``;
 * ``utf8(column)`` gives a text as its bytes;
-* a trailing ``for update`` locks rows where the dialect has row locks.
+* a trailing ``for update of x`` locks the rows that are read of ``x``, where the dialect has row locks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 
@@ -48,22 +50,68 @@ class Many(msgspec.Struct, frozen=True, gc=False):
     rows: Sequence[tuple[Param, ...]]
 
 
+class Lock(msgspec.Struct, frozen=True, gc=False):
+    """A statement that is there for its ``for update`` alone; it gives no rows.
+
+    What is read to decide stands in statements behind it, so that they see what was committed before the lock was
+    granted. An engine whose transactions exclude each other passes it over.
+    """
+
+    sql: str
+    params: tuple[Param, ...] = ()
+
+
+class LockNames(msgspec.Struct, frozen=True, gc=False):
+    """Locks names until the transaction ends, for what has no row of its own; it gives no rows.
+
+    Row locks are taken before names, so that nobody who has one waits for the other.
+    """
+
+    names: tuple[str, ...]
+
+
+Item: TypeAlias = "Statement | Many | Lock | LockNames"
+
+
+class Expected(NamedTuple):
+    """The rows that a statement of a ``Read`` will give, if nothing happened that the caller does not know of.
+
+    ``implied``: they follow from the other expected facts or from a constraint, and need no look.
+    """
+
+    rows: Sequence[Row]
+    implied: bool = False
+
+
 class Read:
-    """A batch that changes nothing (it may lock). ``Rows`` come back, a list for each statement."""
+    """A batch that changes nothing (it may lock). ``Rows`` come back, a list for each statement.
 
-    __slots__ = ("statements",)
+    ``expect`` has an entry for each ``Statement`` (locks have none): an engine to which a round trip is dear may decide
+    on these rows, and have the database refuse the writes where the facts are others. ``last``: nothing follows.
+    """
 
-    def __init__(self, *statements: Statement) -> None:
-        self.statements: Sequence[Statement | Many] = statements
+    __slots__ = ("expect", "last", "statements")
+
+    def __init__(self, *statements: Item, expect: Sequence[Expected] | None = None, last: bool = False) -> None:
+        self.statements: Sequence[Item] = statements
+        self.expect = expect
+        self.last = last
 
 
 class Write:
-    """A batch that changes the database. Rows of ``returning`` come back as from a ``Read``."""
+    """A batch that changes the database. It gives no rows, unless it is the ``last`` batch of its program.
 
-    __slots__ = ("statements",)
+    ``apart``: no statement depends on what another one of the batch does, so that an engine may run them as one.
+    ``wakes``: once this is committed, there may be something to do for whoever waits for work.
+    """
 
-    def __init__(self, *statements: Statement | Many) -> None:
-        self.statements: Sequence[Statement | Many] = statements
+    __slots__ = ("apart", "last", "statements", "wakes")
+
+    def __init__(self, *statements: Item, last: bool = False, apart: bool = False, wakes: bool = False) -> None:
+        self.statements: Sequence[Item] = statements
+        self.last = last
+        self.apart = apart
+        self.wakes = wakes
 
 
 def id_list(ids: Iterable[str]) -> str:

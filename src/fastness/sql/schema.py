@@ -14,25 +14,52 @@ from typing import NamedTuple
 
 
 class Types(NamedTuple):
-    """What a dialect calls the types that differ. ``identity`` is an integer key that is never reused."""
+    """What a dialect calls the things that differ.
+
+    ``identity`` is an integer key that is never reused; ``text`` is ordered by its bytes. ``suffix`` ends a table,
+    ``busy`` one whose few rows are written over and over. ``functions`` are what its engine needs beside the tables.
+    """
 
     identity: str
     integer: str
+    text: str
     blob: str
     suffix: str
+    busy: str
+    functions: tuple[str, ...] = ()
 
 
-SQLITE_TYPES = Types("integer primary key autoincrement", "integer", "blob", " strict")
+SQLITE_TYPES = Types("integer primary key autoincrement", "integer", "text", "blob", " strict", " strict")
+
+FACTS_DIFFER = "FS001"
+"""The SQLSTATE of writes that were refused because the facts were not as expected."""
+
+POSTGRES_TYPES = Types(
+    "bigint generated always as identity primary key",
+    "bigint",
+    'text collate "C"',
+    "bytea",
+    "",
+    " with (fillfactor = 50)",
+    (
+        f"""create function fastness_require(holds boolean) returns void language plpgsql as $$
+begin
+    if holds is not true then
+        raise exception 'the facts are not as expected' using errcode = '{FACTS_DIFFER}';
+    end if;
+end $$""",
+    ),
+)
 
 _TABLES = (
     # The directory. meta and config are JSON records; meta is null until somebody gave it (law M3).
     """create table session (
     sid {identity},
-    session_id text not null unique,
+    session_id {text} not null unique,
     created_ms {integer} not null,
-    parent_session_id text,
-    meta text,
-    config text
+    parent_session_id {text},
+    meta {text},
+    config {text}
 ){suffix}""",
     "create index session_parent on session (parent_session_id) where parent_session_id is not null",
     # The lane: locked first by every operation that writes. lease_token is null while it is free.
@@ -41,86 +68,86 @@ _TABLES = (
     sid {integer} not null primary key,
     admission_seq {integer} not null default 0,
     fencing_token {integer} not null default 0,
-    owner_id text,
-    incarnation_id text,
-    liveness text,
-    lease_token text,
+    owner_id {text},
+    incarnation_id {text},
+    liveness {text},
+    lease_token {text},
     claimed_ms {integer} not null default 0,
     expires_ms {integer} not null default 0
-){suffix}""",
+){busy}""",
     # Where the session stands; there is no row before the first commit. next_seq is the seq of the next node.
     # checkpoint is the manifest that checkpoint_ref names, so that nobody has to search for what the head needs.
     """create table head (
     sid {integer} not null primary key,
     revision {integer} not null,
-    leaf_node_id text,
+    leaf_node_id {text},
     node_count {integer} not null,
     next_seq {integer} not null,
-    config text not null,
-    agent_frame_id text,
-    checkpoint_ref text,
-    checkpoint text,
+    config {text} not null,
+    agent_frame_id {text},
+    checkpoint_ref {text},
+    checkpoint {text},
     updated_ms {integer} not null
-){suffix}""",
+){busy}""",
     # body is the whole SessionNodeRecord and crc its CRC-32, so that a byte that changed on disk is an error and not
     # another conversation; parent_seq is there so that a path is walked over integers.
     """create table node (
     sid {integer} not null,
     seq {integer} not null,
-    node_id text not null,
+    node_id {text} not null,
     parent_seq {integer},
     tombstoned {integer} not null default 0,
     crc {integer} not null,
-    body text not null
+    body {text} not null
 ){suffix}""",
     "create unique index node_by_seq on node (sid, seq)",
     "create unique index node_by_id on node (sid, node_id)",
     "create index node_tombstoned on node (sid) where tombstoned = 1",
     """create table agent_frame (
     sid {integer} not null,
-    frame_id text not null,
+    frame_id {text} not null,
     seq {integer} not null,
-    body text not null,
+    body {text} not null,
     primary key (sid, frame_id)
 ){suffix}""",
     """create table token_usage (
     sid {integer} not null,
-    source text not null,
-    model text not null,
+    source {text} not null,
+    model {text} not null,
     input_tokens {integer} not null,
     output_tokens {integer} not null,
     cache_read_tokens {integer} not null,
     cache_write_tokens {integer} not null,
     reasoning_output_tokens {integer} not null,
     primary key (sid, source, model)
-){suffix}""",
+){busy}""",
     # Receipts and history in one: every revision has a row. A receipt is a row with a turn_hash. changed_frames are the
     # frames that were there before and that the commit changed, a JSON array.
     """create table commit_log (
     sid {integer} not null,
     revision {integer} not null,
-    kind text not null,
-    turn_id text,
-    turn_hash text,
-    leaf_node_id text,
-    checkpoint_ref text,
+    kind {text} not null,
+    turn_id {text},
+    turn_hash {text},
+    leaf_node_id {text},
+    checkpoint_ref {text},
     committed_ms {integer} not null,
-    result text,
-    changed_frames text,
+    result {text},
+    changed_frames {text},
     primary key (sid, revision)
 ){suffix}""",
     "create unique index commit_log_receipt on commit_log (sid, turn_id) where turn_hash is not null",
     # Content addressed, shared by all sessions.
     """create table blob (
-    ref text not null primary key,
+    ref {text} not null primary key,
     body {blob} not null
 ){suffix}""",
     # Who needs a blob: the head ('head') or a frame ('frame:<id>') of a session. until_revision is null while it does,
     # else the first revision that did without.
     """create table blob_holder (
     sid {integer} not null,
-    holder text not null,
-    ref text not null references blob (ref),
+    holder {text} not null,
+    ref {text} not null references blob (ref),
     until_revision {integer},
     primary key (sid, holder, ref)
 ){suffix}""",
@@ -132,18 +159,18 @@ _TABLES = (
     """create table turn_input (
     sid {integer} not null,
     seq {integer} not null,
-    input_id text not null,
-    source_key text,
-    state text not null,
-    turn_id text,
-    min_boundary text,
+    input_id {text} not null,
+    source_key {text},
+    state {text} not null,
+    turn_id {text},
+    min_boundary {text},
     admission_token {integer} not null,
     enqueued_ms {integer} not null,
-    claim_id text,
+    claim_id {text},
     claim_token {integer} not null default 0,
     lane_token {integer} not null default 0,
-    lease_token text,
-    body text not null
+    lease_token {text},
+    body {text} not null
 ){suffix}""",
     "create unique index turn_input_by_seq on turn_input (sid, seq)",
     "create unique index turn_input_by_id on turn_input (sid, input_id)",
@@ -154,12 +181,12 @@ _TABLES = (
     """create table turn_input_evidence (
     sid {integer} not null,
     seq {integer} not null,
-    input_id text not null,
-    source_key text,
-    state text not null,
+    input_id {text} not null,
+    source_key {text},
+    state {text} not null,
     enqueued_ms {integer} not null,
     settled_ms {integer} not null,
-    body text not null,
+    body {text} not null,
     primary key (sid, input_id)
 ){suffix}""",
     (
@@ -170,19 +197,19 @@ _TABLES = (
     """create table queued_work (
     sid {integer} not null,
     seq {integer} not null,
-    batch_id text not null,
-    source_key text,
-    work_class text not null,
-    delivery_policy text not null,
-    slot_policy text not null,
-    merge_key text not null,
+    batch_id {text} not null,
+    source_key {text},
+    work_class {text} not null,
+    delivery_policy {text} not null,
+    slot_policy {text} not null,
+    merge_key {text} not null,
     available_ms {integer} not null,
     enqueued_ms {integer} not null,
-    claim_id text,
+    claim_id {text},
     claim_token {integer} not null default 0,
     lane_token {integer} not null default 0,
-    lease_token text,
-    body text not null
+    lease_token {text},
+    body {text} not null
 ){suffix}""",
     "create unique index queued_work_by_seq on queued_work (sid, seq)",
     "create unique index queued_work_by_id on queued_work (sid, batch_id)",
@@ -191,12 +218,12 @@ _TABLES = (
     """create table queued_work_evidence (
     sid {integer} not null,
     seq {integer} not null,
-    batch_id text not null,
-    source_key text,
-    state text not null,
+    batch_id {text} not null,
+    source_key {text},
+    state {text} not null,
     enqueued_ms {integer} not null,
     settled_ms {integer} not null,
-    body text not null,
+    body {text} not null,
     primary key (sid, batch_id)
 ){suffix}""",
     (
@@ -206,26 +233,26 @@ _TABLES = (
     # The manifest: which session may read and refers to which content. committed is 0 for an intent.
     """create table attachment (
     sid {integer} not null,
-    attachment_id text not null,
+    attachment_id {text} not null,
     committed {integer} not null,
     recorded_ms {integer} not null,
-    reference text not null,
+    reference {text} not null,
     primary key (sid, attachment_id)
 ){suffix}""",
     "create index attachment_by_content on attachment (attachment_id)",
     "create index attachment_intent on attachment (recorded_ms) where committed = 0",
     # What deleted sessions held: a sweep treats it as intents.
     """create table attachment_release (
-    attachment_id text not null,
-    session_id text not null,
+    attachment_id {text} not null,
+    session_id {text} not null,
     released_ms {integer} not null,
     primary key (attachment_id, session_id)
 ){suffix}""",
     "create index attachment_release_time on attachment_release (released_ms)",
     # Content that a sweep is deleting right now; the mark lapses by itself.
     """create table attachment_mark (
-    attachment_id text not null primary key,
-    sweep_id text not null,
+    attachment_id {text} not null primary key,
+    sweep_id {text} not null,
     marked_ms {integer} not null,
     lapses_ms {integer} not null
 ){suffix}""",
@@ -249,5 +276,5 @@ SESSION_TABLES = (
 
 
 def create_tables(types: Types) -> tuple[str, ...]:
-    """Give the statements that make the tables in a dialect."""
-    return tuple(ddl.format(**types._asdict()) for ddl in _TABLES)
+    """Give the statements that make the tables in a dialect, and what goes with them."""
+    return (*(ddl.format(**types._asdict()) for ddl in _TABLES), *types.functions)

@@ -1,0 +1,402 @@
+"""The engine for fleets: programs on a PostgreSQL database that many processes on many machines share.
+
+It promises what ``Engine`` promises. A write takes two round trips, or one where the program knows what it will find.
+What another try mends is tried again here, with jitter and a bound: serialization failures, deadlocks, waits for locks,
+connections that were lost before COMMIT was sent, servers that restart. A connection that is lost while COMMIT is in
+flight is an unknown outcome, and the caller's to settle.
+
+It works through a transaction pooler: nothing is set or prepared there beyond a transaction, and the only locks besides
+those of rows end with it. An engine belongs to the event loop and the process of its first use, and does no I/O before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
+
+from fastness.engines.binding import Binding
+from fastness.engines.engine import Clock
+from fastness.engines.postgres_faults import LOCK_TIMEOUT, STALE_STATEMENT, TRANSIENT, ends_connection, explain
+from fastness.engines.postgres_open import (
+    bring_up_to_date,
+    connect,
+    is_direct,
+    place_of,
+    schema_findings,
+    session_settings,
+    set_up,
+    translated,
+)
+from fastness.engines.postgres_run import Attempt, BatchHook, Session
+from fastness.engines.postgres_signals import Notices
+from fastness.engines.postgres_wire import Lost, Refused, Wire
+from fastness.errors import BackendError, CommitOutcomeUnknownError, ContendedError, HandleUnusableError
+from fastness.model.session import DurabilityTier
+from fastness.sql.program import ProgramFactory
+
+__all__ = ["BatchHook", "PostgresEngine", "PostgresSnapshot"]
+
+T = TypeVar("T")
+Pool = AsyncConnectionPool[psycopg.AsyncConnection[Any]]
+
+DEFAULT_POOL_SIZE = 8
+DEFAULT_PATIENCE_MS = 30_000
+
+
+class PostgresEngine:
+    """Runs programs on a PostgreSQL database, in a schema of its own.
+
+    ``conninfo`` is a url or a connection string of libpq. ``pool`` is one that the application owns: it is used as it
+    is, nothing is left set on its connections, and it stays open. ``patience_ms`` bounds everything that is waited for:
+    a connection, a lock, a server that restarts; then ``ContendedError`` or what stood in the way. ``listen_url`` leads
+    past a pooler to where notices can be listened for; without one, behind a pooler, waiting for work is polling.
+    ``clock`` and ``before_batch`` are for tests: they replace the server's clock, and raise a fault at a point.
+    """
+
+    def __init__(
+        self,
+        conninfo: str = "",
+        *,
+        pool: Pool | None = None,
+        schema: str = "fastness",
+        pool_size: int = DEFAULT_POOL_SIZE,
+        patience_ms: int = DEFAULT_PATIENCE_MS,
+        listen_url: str | None = None,
+        clock: Clock | None = None,
+        before_batch: BatchHook | None = None,
+    ) -> None:
+        self.durability_tier: DurabilityTier = "durable"
+        self.rows_per_read = 10_000
+        self.place = place_of(str(pool.conninfo) if pool is not None else conninfo, schema)
+        settings = session_settings(schema, max(patience_ms // 3, 1), patience_ms)
+        self._session = Session(settings, clock, before_batch)
+        self._patience_s = patience_ms / 1000
+        self._size = pool_size
+        self._given_pool = pool
+        self._pool: Pool | None = None
+        self._wires: weakref.WeakKeyDictionary[psycopg.AsyncConnection[Any], Wire] = weakref.WeakKeyDictionary()
+        self._binding = Binding()
+        self._opening = asyncio.Lock()
+        self._notices = Notices(self.place, listen_url, self._tell)
+        self._in_use = 0
+        self._unused = asyncio.Event()
+
+    def __repr__(self) -> str:
+        return f"PostgresEngine({self.place.name}, schema={self.place.schema!r})"
+
+    async def start(self) -> None:
+        """Open the database now, and create or migrate it where needed. Every other call does it by itself.
+
+        Raises ``DatabaseOpenError`` or ``DatabaseReadOnlyError``; the next call tries again.
+        """
+        self._binding.enter()
+        async with self._opening:
+            if self._pool is not None:
+                return
+            self._binding.enter()
+            if self._given_pool is not None:
+                await self._adopt_pool(self._given_pool)
+            else:
+                self._pool = await self._open_pool()
+
+    async def _open_pool(self) -> Pool:
+        connection = await connect(self.place)
+        try:
+            await bring_up_to_date(connection, self.place)
+            self._notices.direct = await is_direct(connection)
+        finally:
+            await connection.close()
+        pool: Pool = AsyncConnectionPool(
+            self.place.conninfo,
+            kwargs={"autocommit": True, "prepare_threshold": None},
+            min_size=1,
+            max_size=self._size,
+            configure=self._set_up,
+            open=False,
+            name="fastness",
+        )
+        await pool.open()
+        return pool
+
+    async def _adopt_pool(self, pool: Pool) -> None:
+        try:
+            async with pool.connection() as connection:
+                await bring_up_to_date(connection, self.place)
+                self._notices.direct = await is_direct(connection)
+        except psycopg.Error as error:
+            raise translated(error, self.place) from None
+        self._pool = pool
+
+    async def _set_up(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        own = await set_up(connection, self._session.settings)
+        self._wires[connection] = Wire(connection, prepares=own, own_session=own)
+
+    # --- running programs ---
+
+    async def read(self, make: ProgramFactory[T]) -> T:
+        """Run a program that only reads, on one snapshot."""
+        result: T = await self._patiently(lambda attempt: attempt.read(make))
+        return result
+
+    async def write(self, make: ProgramFactory[T]) -> T:
+        """Run a program in a writing transaction; the result is durable when this returns."""
+        outcome = await self._patiently(lambda attempt: attempt.write(make))
+        if outcome.wakes:
+            self._notices.tell()
+        result: T = outcome.result
+        return result
+
+    async def _patiently(self, run: Callable[[Attempt], Awaitable[Any]]) -> Any:
+        """Run attempts until one says something that another would not change."""
+        loop = self._binding.enter()
+        if self._pool is None:
+            await self.start()
+        started = loop.time()
+        tries = 0
+        self._in_use += 1
+        try:
+            while True:
+                try:
+                    return await self._attempt(run, started)
+                except _TryAgainError as again:
+                    tries += 1
+                    pause = again.pause_s(tries)
+                    if loop.time() - started + pause > self._patience_s:
+                        raise again.given_up(self.place.schema, round((loop.time() - started) * 1000)) from None
+                    await asyncio.sleep(pause)
+        finally:
+            self._in_use -= 1
+            if not self._in_use:
+                self._unused.set()
+
+    async def _attempt(self, run: Callable[[Attempt], Awaitable[Any]], started: float) -> Any:
+        wire = await self._acquire(started)
+        attempt = Attempt(wire, self._session)
+        try:
+            result = await run(attempt)
+        except Lost as lost:
+            await self._discard(wire)
+            if attempt.committing:
+                raise CommitOutcomeUnknownError(str(lost)) from None
+            raise _TryAgainError(lost) from None
+        except Refused as refused:
+            if refused.ends_connection and refused.at_the_end and attempt.committing:
+                await self._discard(wire)
+                raise CommitOutcomeUnknownError(str(refused)) from None
+            if ends_connection(refused):
+                await self._discard(wire)
+                raise _TryAgainError(refused) from None
+            if refused.sqlstate in STALE_STATEMENT:
+                wire.forget()
+            await self._recover(wire)
+            if refused.sqlstate in TRANSIENT:
+                raise _TryAgainError(refused) from None
+            raise explain(refused, self.place.schema) from None
+        except Exception:
+            await self._recover(wire)
+            raise
+        except BaseException:
+            # Cancelled: what is in flight is not waited for. The server ends the transaction with the connection.
+            await self._discard(wire)
+            raise
+        await self._release(wire)
+        return result
+
+    # --- connections ---
+
+    async def _acquire(self, started: float) -> Wire:
+        """Get a connection that is alive. Raises ``ContendedError`` or why the server lets nobody in."""
+        loop = asyncio.get_running_loop()
+        pool = self._pool
+        assert pool is not None  # the engine was started
+        while True:
+            left = self._patience_s - (loop.time() - started)
+            try:
+                connection = await pool.getconn(timeout=max(left, 0.001))
+            except PoolTimeout:
+                raise await self._shut_out(round((loop.time() - started) * 1000)) from None
+            except PoolClosed:
+                raise HandleUnusableError("has a pool that was closed", "open a new one") from None
+            wire = self._wires.get(connection)
+            try:
+                if wire is None:
+                    wire = await self._adopt(connection)
+                wire.begin()
+            except (Lost, psycopg.Error):
+                await _drop(pool, connection)
+                continue
+            except BaseException:
+                await _drop(pool, connection)
+                raise
+            return wire
+
+    async def _adopt(self, connection: psycopg.AsyncConnection[Any]) -> Wire:
+        """Get to know a connection of the application's pool."""
+        direct = await is_direct(connection)
+        await connection.rollback()
+        wire = self._wires[connection] = Wire(connection, prepares=direct, own_session=False)
+        return wire
+
+    async def _shut_out(self, waited_ms: int) -> BaseException:
+        """Say why there was no connection: the server lets nobody in, or all of ours are in use."""
+        try:
+            connection = await connect(self.place)
+        except BackendError as error:
+            return error
+        await connection.close()
+        return ContendedError("all connections of the pool stayed in use", waited_ms)
+
+    async def _release(self, wire: Wire) -> None:
+        assert self._pool is not None
+        if wire.end():
+            await self._pool.putconn(wire.connection)
+        else:
+            await self._discard(wire)
+
+    async def _recover(self, wire: Wire) -> None:
+        """Leave the transaction and give the connection back; one that cannot is given up."""
+        try:
+            await wire.rollback()
+        except BaseException as error:
+            await self._discard(wire)
+            if not isinstance(error, Lost):
+                raise
+            return
+        await self._release(wire)
+
+    async def _discard(self, wire: Wire) -> None:
+        assert self._pool is not None
+        await _drop(self._pool, wire.connection)
+
+    # --- snapshots, care, end ---
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[PostgresSnapshot]:
+        """Hold one snapshot for several reads, on a connection of its own until the end."""
+        loop = self._binding.enter()
+        if self._pool is None:
+            await self.start()
+        self._in_use += 1
+        wire = await self._acquire(loop.time())
+        held = PostgresSnapshot(wire, self._session, self.place.schema)
+        try:
+            await held.begin()
+            yield held
+        finally:
+            held.ended = True
+            await self._recover(wire)
+            self._in_use -= 1
+            if not self._in_use:
+                self._unused.set()
+
+    async def verify(self) -> list[str]:
+        """Compare the schema with how it was made, indexes included. The pages are the server's to check."""
+        await self.start()
+        assert self._pool is not None
+        try:
+            async with self._pool.connection() as connection:
+                return await schema_findings(connection, self.place.schema)
+        except psycopg.Error as error:
+            raise translated(error, self.place) from None
+
+    async def wait_for_work(self, seen: int, timeout_s: float) -> int:
+        """Wait until somebody, anywhere, committed something that leaves work to do, or the time is up.
+
+        Gives a number; show it with the next call as ``seen``. Another number than the one shown means: look again.
+        """
+        self._binding.enter()
+        await self.start()
+        return await self._notices.wait(seen, timeout_s)
+
+    async def _tell(self, channel: str) -> None:
+        assert self._pool is not None
+        async with self._pool.connection() as connection:
+            await connection.execute("select pg_notify(%s, '')", (channel,))
+
+    async def close(self) -> None:
+        """Finish what was started, refuse what comes after, and close the connections. Twice is fine.
+
+        A pool that the application owns stays open. In a forked child this touches nothing.
+        """
+        if not self._binding.close():
+            return
+        while self._in_use:
+            self._unused.clear()
+            await self._unused.wait()
+        await self._notices.close()
+        pool, self._pool = self._pool, None
+        if pool is not None and self._given_pool is None:
+            await pool.close()
+
+
+class PostgresSnapshot:
+    """One moment of a database, for reads that come one after another."""
+
+    def __init__(self, wire: Wire, session: Session, schema: str) -> None:
+        self.ended = False
+        self._attempt = Attempt(wire, session)
+        self._schema = schema
+        self._lost: str | None = None
+
+    async def begin(self) -> None:
+        """Take the snapshot: the moment is now."""
+        await self._guarded(self._attempt.hold())
+
+    async def read(self, make: ProgramFactory[T]) -> T:
+        """Run a program that only reads, on the snapshot."""
+        if self.ended:
+            raise HandleUnusableError("is a snapshot that has ended", "open another one")
+        if self._lost is not None:
+            raise BackendError(f"the snapshot was lost ({self._lost})", "open another one")
+        result: T = await self._guarded(self._attempt.read_held(make))
+        return result
+
+    async def _guarded(self, call: Awaitable[T]) -> T:
+        try:
+            return await call
+        except (Lost, Refused) as error:
+            self._lost = str(error)
+            if isinstance(error, Refused) and not ends_connection(error):
+                raise explain(error, self._schema) from None
+            raise BackendError(f"the snapshot was lost ({error})", "open another one") from None
+        except BaseException:
+            self._lost = self._lost or "a read was broken off"
+            raise
+
+
+class _TryAgainError(Exception):
+    """An attempt failed in a way that another one may not."""
+
+    def __init__(self, cause: Lost | Refused) -> None:
+        self.cause = cause
+        super().__init__(str(cause))
+
+    def pause_s(self, tries: int) -> float:
+        """How long to wait before the next try: longer each time, never in step with others."""
+        of_connection = isinstance(self.cause, Lost) or ends_connection(self.cause)
+        first, longest = (0.02, 1.0) if of_connection else (0.002, 0.2)
+        return min(longest, first * float(2 ** min(tries, 10))) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+
+    def given_up(self, schema: str, waited_ms: int) -> BaseException:
+        """The error for a caller who waited long enough."""
+        if isinstance(self.cause, Lost):
+            return BackendError(f"the connection was lost before anything was committed ({self.cause})")
+        if self.cause.sqlstate in TRANSIENT:
+            what = (
+                "a lane stayed locked" if self.cause.sqlstate == LOCK_TIMEOUT else f"the server refused: {self.cause}"
+            )
+            return ContendedError(what, waited_ms)
+        return explain(self.cause, schema)
+
+
+async def _drop(pool: Pool, connection: psycopg.AsyncConnection[Any]) -> None:
+    """Close a connection and give it back, so that the pool makes another."""
+    await connection.close()
+    await pool.putconn(connection)

@@ -1,0 +1,255 @@
+"""One attempt to run a program on a connection: the round trips that it takes, and no more.
+
+A writing program takes two: lock and facts, then writes and COMMIT. One that says which facts it expects takes one: it
+is decided on those, and the server is told to refuse the writes if the facts are others; then a fresh program takes the
+two. No rule is restated for it, since the same facts make the same plan.
+
+It promises that COMMIT was not sent unless ``committing`` says so. What an error means, and whether to try again, is
+the engine's to say. It knows no table, no pool and no clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+from fastness.engines.postgres_dialect import GIVEN_CLOCK, SERVER_CLOCK, Command, commands, fused, requirement
+from fastness.engines.postgres_wire import Refused, Wire
+from fastness.errors import BackendError, StoreError
+from fastness.sql.program import Lock, LockNames, Many, Read, Row, Rows, Statement, Write
+from fastness.sql.schema import FACTS_DIFFER
+
+BatchHook: TypeAlias = Callable[[Read | Write | None], None]
+"""Called before each batch, and with None before COMMIT. Tests raise from it: a fault at that very point."""
+
+_WRITING = Command("begin isolation level read committed read write", ())
+_READING = Command("begin isolation level repeatable read read only", ())
+_COMMIT = Command("commit", ())
+_ROLLBACK = Command("rollback", ())
+_DISCARD_PLANS = Command("discard plans", ())
+
+_MUCH = 1 << 20
+
+_MUCH = 1 << 20
+
+_TAKEN, _REFERENCE_GONE = "23505", "23503"
+_MISTAKEN = frozenset({FACTS_DIFFER, _TAKEN, _REFERENCE_GONE})
+"""What a server refuses of writes that were decided on facts which turned out to be others."""
+
+
+class Session(NamedTuple):
+    """What holds for every transaction of an engine: its settings by name, and the clock that tests give."""
+
+    settings: tuple[tuple[str, str], ...]
+    clock: Callable[[], int] | None
+    before_batch: BatchHook | None
+
+    @property
+    def time(self) -> str:
+        """How a statement asks for the time."""
+        return SERVER_CLOCK if self.clock is None else GIVEN_CLOCK
+
+
+class Outcome(NamedTuple):
+    """What a program came to, and whether its writes may have left something to do for others."""
+
+    result: Any
+    wakes: bool
+
+
+class Attempt:
+    """One attempt to run a program in a transaction of its own."""
+
+    def __init__(self, wire: Wire, session: Session) -> None:
+        self.committing = False
+        self._wire = wire
+        self._session = session
+        self._wrote = self._wakes = False
+
+    async def write(self, make: Callable[[], Any]) -> Outcome:
+        """Run a program that may write, and commit."""
+        guess = _guess(make)
+        if guess is not None:
+            try:
+                return await self._speculate(guess)
+            except Refused as refused:
+                if refused.sqlstate not in _MISTAKEN:
+                    raise
+            self.committing = False
+            self._wire.put(_ROLLBACK)
+        return await self._run(make, _WRITING)
+
+    async def read(self, make: Callable[[], Any]) -> Any:
+        """Run a program that only reads, on one snapshot."""
+        return (await self._run(make, _READING)).result
+
+    async def hold(self) -> None:
+        """Begin a transaction that only reads, and take its snapshot."""
+        self._begin(_READING)
+        self._wire.put(Command("select 1", ()))
+        await self._wire.answers()
+
+    async def read_held(self, make: Callable[[], Any]) -> Any:
+        """Run a program that only reads in the transaction that is held."""
+        program = make()
+        try:
+            batch = next(program)
+            while True:
+                self._enter(batch, reads_only=True)
+                batch = program.send(await self._answer(batch))
+        except StopIteration as stop:
+            return stop.value
+        finally:
+            program.close()
+
+    async def _speculate(self, guess: _Guess) -> Outcome:
+        wire, time = self._wire, self._session.time
+        self._before(guess.read)
+        self._begin(_WRITING)
+        locks = [item for item in guess.read.statements if isinstance(item, Lock | LockNames)]
+        for command in commands(locks, time):
+            wire.put(command)
+        wire.put(requirement(guess.read.statements, guess.read.expect or (), time))
+        for batch in guess.writes:
+            self._before(batch)
+            self._put(batch)
+        rows = await self._commit()
+        if guess.program is None:
+            return Outcome(guess.result, guess.wakes)
+        return Outcome(_finished(guess.program, _aligned(guess.writes[-1], rows)), guess.wakes)
+
+    async def _run(self, make: Callable[[], Any], begin: Command) -> Outcome:
+        program = make()
+        self._wrote = self._wakes = False
+        begun = False
+        try:
+            batch = next(program)
+            self._begin(begin)
+            begun = True
+            while True:
+                self._enter(batch, reads_only=begin is _READING)
+                if batch.last:
+                    rows = await self._commit(say_so=self._wrote)
+                    return Outcome(_finished(program, _aligned(batch, rows)), self._wakes)
+                batch = program.send(await self._answer(batch))
+        except StopIteration as stop:
+            if self._wrote:
+                await self._commit()
+            elif begun:
+                await self._wire.rollback()
+            return Outcome(stop.value, self._wakes)
+        finally:
+            program.close()
+
+    def _enter(self, batch: Read | Write, *, reads_only: bool) -> None:
+        self._before(batch)
+        if type(batch) is Write:
+            if reads_only:
+                raise BackendError("a program that reads asked for a Write", "run it as a write")
+            self._wrote = True
+            self._wakes |= batch.wakes
+        self._put(batch)
+
+    async def _answer(self, batch: Read | Write) -> Rows:
+        """What a batch is answered that is not the last: rows to a Read; a Write waits for what follows it."""
+        if type(batch) is Read:
+            return _aligned(batch, await self._wire.answers())
+        if self._wire.queued_bytes > _MUCH:
+            await self._wire.answers()  # much that is written goes out in parts, and is not all held in memory
+        return []
+
+    def _begin(self, begin: Command) -> None:
+        wire, session = self._wire, self._session
+        wire.put(begin)
+        settings = () if wire.own_session else session.settings
+        if session.clock is not None:
+            settings = (*settings, ("fastness.now_ms", str(session.clock())))
+        if settings:
+            calls = ", ".join(f"set_config(${2 * at + 1}, ${2 * at + 2}, true)" for at in range(len(settings)))
+            wire.put(Command(f"select {calls}", tuple(text for setting in settings for text in setting)))
+        count = wire.transactions
+        if count >= 16 and count & (count - 1) == 0:
+            # A plan that was made while the tables were small may search them whole. The planner looks at how large
+            # they are now, but only when it plans; so what it planned is dropped as they grow, ever more seldom.
+            wire.put(_DISCARD_PLANS)
+
+    def _put(self, batch: Read | Write) -> None:
+        given = list(commands(batch.statements, self._session.time))
+        if isinstance(batch, Write):
+            if not batch.last:
+                given = [command._replace(gives_rows=False) for command in given]
+            if batch.apart:
+                given = fused(given)
+        for command in given:
+            self._wire.put(command)
+
+    async def _commit(self, *, say_so: bool = True) -> list[list[Row]]:
+        """Send what is queued with a COMMIT behind it, and wait until it is answered."""
+        if say_so:
+            self._before(None)
+            self.committing = True
+        self._wire.put(_COMMIT)
+        self._wire.sync()
+        rows = await self._wire.answers()
+        if self._wire.tag != b"COMMIT":
+            raise BackendError("the server rolled the transaction back and gave no reason", "retry the same call")
+        return rows
+
+    def _before(self, batch: Read | Write | None) -> None:
+        if self._session.before_batch is not None:
+            self._session.before_batch(batch)
+
+
+class _Guess(NamedTuple):
+    """A program decided on the facts that it expects. ``program`` may still wait for the rows of its last batch."""
+
+    read: Read
+    writes: Sequence[Write]
+    wakes: bool
+    program: Any
+    result: Any
+
+
+def _guess(make: Callable[[], Any]) -> _Guess | None:
+    """Decide a program on the facts that it expects. None: it expects none, or would not write on them."""
+    program = make()
+    writes: list[Write] = []
+    try:
+        read = next(program)
+        if type(read) is not Read or read.expect is None:
+            return None
+        batch = program.send([list(expected.rows) for expected in read.expect])
+        while type(batch) is Write:
+            writes.append(batch)
+            if batch.last:
+                waiting, program = program, None
+                return _Guess(read, writes, any(write.wakes for write in writes), waiting, None)
+            batch = program.send([])
+        return None
+    except StopIteration as stop:
+        return _Guess(read, writes, any(write.wakes for write in writes), None, stop.value) if writes else None
+    except StoreError:
+        return None  # what it refuses on a guess, it may refuse for another reason on the facts
+    finally:
+        if program is not None:
+            program.close()
+
+
+def _finished(program: Any, rows: Rows) -> Any:
+    try:
+        program.send(rows)
+    except StopIteration as stop:
+        return stop.value
+    raise BackendError("a program went on after its last batch", "this is a fault of the program")
+
+
+def _aligned(batch: Read | Write, rows: list[list[Row]]) -> Rows:
+    """Give a list of rows for each statement that is no lock; what runs many times gives none."""
+    if not any(isinstance(item, Many) for item in batch.statements):
+        return rows
+    given = iter(rows)
+    return [next(given) if isinstance(item, Statement) else [] for item in batch.statements if _gives(item)]
+
+
+def _gives(item: object) -> bool:
+    return not isinstance(item, Lock | LockNames)

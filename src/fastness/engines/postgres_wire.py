@@ -1,0 +1,281 @@
+"""One connection to a PostgreSQL server: statements go out in pipelines, answers come back in order.
+
+It promises that nothing is sent before ``flush`` and that waiting never blocks the event loop; that an answer is told
+from a refusal (``Refused``) and from a connection that is gone (``Lost``), which says how many answers had come before.
+It works on libpq's own connection, below cursors, because what a turn costs is mostly what each statement costs. It
+knows no transaction and no program.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import struct
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import psycopg
+from psycopg import pq
+from psycopg.adapt import Transformer
+
+from fastness.engines.postgres_dialect import Command, Value
+from fastness.sql.program import Row
+
+_INT8 = struct.Struct("!q").pack
+_OIDS = {int: 20, str: 25, bytes: 17, bool: 16, type(None): 0}
+_BINARY = pq.Format.BINARY
+
+_OK = pq.ExecStatus.COMMAND_OK
+_ROWS = pq.ExecStatus.TUPLES_OK
+_SYNCED = pq.ExecStatus.PIPELINE_SYNC
+
+_MAX_PREPARED = 1_000
+_prepared_so_far = [0]  # names are unique in the process, for whoever shares a connection with us
+
+
+class Refused(Exception):  # noqa: N818 - what the server said, before it is translated
+    """The server refused a statement.
+
+    ``at_the_end``: it was the last of those that were waited for. ``ends_connection``: it was the server's last word.
+    """
+
+    def __init__(self, result: Any, at: int, of: int) -> None:
+        self.sqlstate = (result.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode()
+        severity = (result.error_field(pq.DiagnosticField.SEVERITY_NONLOCALIZED) or b"").decode()
+        self.ends_connection = severity in {"FATAL", "PANIC"} or not self.sqlstate
+        self.at_the_end = at == of - 1
+        # The detail and the context of a message may carry values; its primary line does not.
+        message = result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or b""
+        super().__init__(message.decode(errors="replace"))
+
+
+class Lost(Exception):  # noqa: N818 - what happened to the connection, before it is translated
+    """The connection is gone."""
+
+
+class _Pending(NamedTuple):
+    """What an answer is waited for: rows, or that a text was prepared."""
+
+    gives_rows: bool
+    prepares: str | None
+
+
+class Wire:
+    """A connection in use by one program at a time. ``transactions`` counts them.
+
+    ``own_session``: what is set on the connection stays and is ours alone. ``prepares`` is False behind a transaction
+    pooler, where the next transaction may meet another server process that knows nothing of what was prepared before.
+    """
+
+    def __init__(self, connection: psycopg.AsyncConnection[Any], *, prepares: bool, own_session: bool) -> None:
+        self.connection = connection
+        self.own_session = own_session
+        self.transactions = 0
+        self.tag = b""
+        self.queued_bytes = 0
+        self._pgconn = connection.pgconn
+        self._prepares = prepares
+        self._prepared: dict[str, bytes] = {}
+        self._transformer = Transformer(connection)
+        self._pending: list[_Pending] = []
+        self._synced = True
+
+    # --- sending ---
+
+    def begin(self) -> None:
+        """Take the connection into use. Raises ``Lost`` where the server has gone away since."""
+        self._pending = []
+        self._synced = True
+        self.queued_bytes = 0
+        try:
+            if self._readable():
+                self._pgconn.consume_input()
+            if self._pgconn.status != pq.ConnStatus.OK:
+                raise Lost("the connection was closed while it was idle")
+            self._pgconn.enter_pipeline_mode()
+        except psycopg.Error as error:
+            raise Lost(_text(error)) from error
+        self.transactions += 1
+
+    def _readable(self) -> bool:
+        """Whether something came in while nobody asked: most often the end."""
+        poll = select.poll()
+        poll.register(self._pgconn.socket, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def end(self) -> bool:
+        """Give the connection out of use; False: it is in no state to be used again."""
+        try:
+            self._pgconn.exit_pipeline_mode()
+        except psycopg.Error:
+            return False
+        return bool(self._pgconn.transaction_status == pq.TransactionStatus.IDLE)
+
+    def put(self, command: Command) -> None:
+        """Queue a statement."""
+        values = [_encoded(value) for value in command.params]
+        formats = [_BINARY] * len(values)
+        try:
+            name = self._name(command.sql, command.params) if self._prepares else None
+            if name is not None:
+                self._pgconn.send_query_prepared(name, values, formats, _BINARY)
+            else:
+                self._pgconn.send_query_params(command.sql.encode(), values, _oids(command.params), formats, _BINARY)
+        except psycopg.Error as error:
+            raise Lost(_text(error)) from error
+        self._pending.append(_Pending(command.gives_rows, None))
+        self.queued_bytes += sum(map(len, filter(None, values)))
+        self._synced = False
+
+    def _name(self, sql: str, params: Sequence[Value]) -> bytes | None:
+        """The name of a prepared statement; it is prepared on the way. None where there are too many already.
+
+        What is None in the first parameters has the type of its place, as it has where it is not None.
+        """
+        name = self._prepared.get(sql)
+        if name is None and len(self._prepared) < _MAX_PREPARED:
+            _prepared_so_far[0] += 1
+            name = b"fastness_%d" % _prepared_so_far[0]
+            self._pgconn.send_prepare(name, sql.encode(), _oids(params))
+            self._pending.append(_Pending(False, sql))
+            self._prepared[sql] = name
+        return name
+
+    def forget(self) -> None:
+        """Prepare everything anew from here on: something between us and the server has lost or replaced it."""
+        self._prepared.clear()
+
+    def sync(self) -> None:
+        """End the pipeline: after a refusal the server skips everything up to here."""
+        try:
+            self._pgconn.pipeline_sync()
+        except psycopg.Error as error:
+            raise Lost(_text(error)) from error
+        self._synced = True
+
+    # --- receiving ---
+
+    async def answers(self) -> list[list[Row]]:
+        """Send what is queued, and wait for all answers: the rows of each statement that gives rows, in order.
+
+        Where the pipeline was ended with ``sync``, its end is waited for as well, also after a refusal. Raises
+        ``Refused`` for the first statement that was refused, and ``Lost``. ``tag`` is then what the last statement did.
+        """
+        pending, self._pending = self._pending, []
+        self.queued_bytes = 0
+        rows: list[list[Row]] = []
+        at = 0
+        try:
+            if not self._synced:
+                self._pgconn.send_flush_request()
+            await self._flush()
+            for at, waiting in enumerate(pending):
+                result = await self._result()
+                if result.status not in {_ROWS, _OK}:
+                    refusal = Refused(result, at, len(pending))
+                    self._skip(pending[at:])
+                    if self._synced and not refusal.ends_connection:
+                        await self._to_the_end(1)
+                    raise refusal
+                if waiting.gives_rows:
+                    rows.append(self._rows(result))
+                self.tag = result.command_status
+        except psycopg.Error as error:
+            self._skip(pending[at:])
+            raise Lost(_text(error)) from error
+        if self._synced:
+            try:
+                await self._to_the_end(1)
+            except psycopg.Error:
+                # All answers are here: what they say has happened. The next use finds out about the connection.
+                self._synced = False
+        return rows
+
+    def _skip(self, pending: Sequence[_Pending]) -> None:
+        """After a refusal: what was to be prepared from there on was not."""
+        for waiting in pending:
+            if waiting.prepares is not None:
+                self._prepared.pop(waiting.prepares, None)
+
+    async def rollback(self) -> None:
+        """Leave whatever transaction there is, also behind a refusal. Raises ``Lost``."""
+        ends = 1 if self._synced and not self._pending else 2
+        self._skip(self._pending)
+        self._pending = []
+        try:
+            if ends == 2:
+                self._pgconn.pipeline_sync()
+            self._pgconn.send_query_params(b"rollback", [], [], [], _BINARY)
+            self._pgconn.pipeline_sync()
+            self._synced = True
+            await self._flush()
+            await self._to_the_end(ends)
+        except psycopg.Error as error:
+            raise Lost(_text(error)) from error
+
+    async def _to_the_end(self, ends: int) -> None:
+        while ends:
+            if (await self._result()).status == _SYNCED:
+                ends -= 1
+
+    async def _flush(self) -> None:
+        while self._pgconn.flush():
+            await self._wait(writing=True)
+            self._pgconn.consume_input()
+
+    async def _result(self) -> Any:
+        """The next result; the mark that ends a statement's results is passed over."""
+        pgconn = self._pgconn
+        while True:
+            while pgconn.is_busy():
+                await self._wait(writing=False)
+                pgconn.consume_input()
+            result = pgconn.get_result()
+            if result is not None:
+                return result
+            if pgconn.status != pq.ConnStatus.OK:
+                raise psycopg.OperationalError("the connection is closed")
+
+    async def _wait(self, *, writing: bool) -> None:
+        loop = asyncio.get_running_loop()
+        socket = self._pgconn.socket
+        ready = loop.create_future()
+        loop.add_reader(socket, _resolve, ready)
+        if writing:
+            loop.add_writer(socket, _resolve, ready)
+        try:
+            await ready
+        finally:
+            loop.remove_reader(socket)
+            if writing:
+                loop.remove_writer(socket)
+
+    def _rows(self, result: Any) -> list[Row]:
+        transformer = self._transformer
+        transformer.set_pgresult(result, format=_BINARY)
+        return transformer.load_rows(0, result.ntuples, tuple)
+
+
+def _oids(params: Sequence[Value]) -> list[int]:
+    return [_OIDS[type(value)] for value in params]
+
+
+def _encoded(value: Value) -> bytes | None:
+    kind = type(value)
+    if kind is int:
+        return _INT8(value)
+    if kind is str:
+        return value.encode()  # type: ignore[union-attr]
+    if kind is bool:
+        return b"\x01" if value else b"\x00"
+    return value  # type: ignore[return-value]
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _text(error: psycopg.Error) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
