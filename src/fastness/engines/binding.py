@@ -56,7 +56,7 @@ class Binding:
         """
         loop = asyncio.get_running_loop()
         if self.loop is None or self.is_foreign:
-            self.loop, self.pid, self.is_closed = loop, os.getpid(), True
+            self.is_closed = True
             return False
         if self.loop is not loop and not self.loop.is_closed():
             raise other_loop()

@@ -54,6 +54,15 @@ class Engine(Protocol):
         """Run a program in a writing transaction; the result is durable when this returns."""
         ...
 
+    async def wait_for_work(self, seen: int, timeout_s: float) -> int:
+        """Wait until a commit that leaves work to do came from anywhere, or the time is up.
+
+        Gives a number; the next call shows it as ``seen``, so that nothing between two calls is missed. Another number
+        than the one shown means: look again. It is a hint: it may come for nothing, and a process that was cut off gets
+        none, so whoever waits looks by itself now and then.
+        """
+        ...
+
     async def verify(self) -> list[str]:
         """Let the database check its own files; an empty list means that it found no fault."""
         ...

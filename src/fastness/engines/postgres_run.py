@@ -136,7 +136,9 @@ class Attempt:
             if self._wrote:
                 await self._commit()
             elif begun:
-                await self._wire.rollback()
+                self._wire.put(_ROLLBACK)
+                self._wire.sync()
+                await self._wire.answers()
             return Outcome(stop.value, self._wakes)
         finally:
             program.close()

@@ -13,13 +13,16 @@ import asyncio
 import atexit
 import errno
 import os
+import time
 import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from fastness.engines.binding import Binding
 from fastness.engines.engine import Clock, system_clock
+from fastness.engines.signals import Signal
 from fastness.engines.sqlite_faults import is_damage
 from fastness.engines.sqlite_open import Settings
 from fastness.engines.sqlite_readers import Readers, SnapshotReader
@@ -42,6 +45,8 @@ T = TypeVar("T")
 
 DEFAULT_BUSY_TIMEOUT_MS = 30_000
 _PATIENCE_AT_EXIT_S = 10.0
+_GLANCE_S = 0.05
+_COARSE_NS = 20_000_000
 
 
 class SqliteEngine:
@@ -71,9 +76,10 @@ class SqliteEngine:
         settings = Settings(self.path, clock, synchronous, busy_timeout_ms, allow_network_filesystem, before_batch)
         self._writer = Writer(settings)
         self._readers = Readers(settings)
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._pid = 0
+        self._binding = Binding(self._begin)
         self._closed: asyncio.Future[None] | None = None
+        self._signal = Signal()
+        self._log_state: tuple[int, int] | None = (0, 0)
 
     def __repr__(self) -> str:
         return f"SqliteEngine({str(self.path) if self.path is not None else None!r})"
@@ -84,16 +90,16 @@ class SqliteEngine:
         Raises ``DatabaseOpenError``, ``DatabaseReadOnlyError``, ``DatabaseFullError`` or ``ContendedError``; the next
         call tries again.
         """
-        opened = self._enter().create_future()
+        opened = self._binding.enter().create_future()
         self._writer.submit_open(Job(_nothing, opened))
         await opened
 
     async def read(self, make: ProgramFactory[T]) -> T:
         """Run a program that only reads, on one snapshot."""
-        loop = self._enter()
+        loop = self._binding.enter()
         if self.path is not None and not self._writer.is_open:
             await self.start()
-            self._enter()
+            self._binding.enter()
         future: asyncio.Future[T] = loop.create_future()
         job = Job(make, future, reads_only=True)
         if self.path is None:
@@ -109,14 +115,14 @@ class SqliteEngine:
         Writes go on meanwhile, and the log grows with them until the end. A database in memory has but one connection,
         which cannot both stand still and write: ``BackendError``.
         """
-        loop = self._enter()
+        loop = self._binding.enter()
         if self.path is None:
             raise BackendError("a database in memory has no snapshots", "read it session by session: copy it instead")
         if not self._writer.is_open:
             await self.start()
-            self._enter()
+            self._binding.enter()
         ended = loop.create_future()
-        held = SqliteSnapshot(self._enter, self._readers.hold(Job(_nothing, ended)))
+        held = SqliteSnapshot(self._binding.enter, self._readers.hold(Job(_nothing, ended)))
         try:
             await held.read(_nothing)  # the moment is now, and not that of the first read
             yield held
@@ -126,9 +132,13 @@ class SqliteEngine:
 
     async def write(self, make: ProgramFactory[T]) -> T:
         """Run a program in a writing transaction; the result is durable when this returns."""
-        future: asyncio.Future[T] = self._enter().create_future()
-        self._writer.submit(Job(make, future))
-        return await future
+        future: asyncio.Future[T] = self._binding.enter().create_future()
+        job = Job(make, future)
+        self._writer.submit(job)
+        result = await future
+        if job.wakes:
+            self._signal()
+        return result
 
     async def verify(self) -> list[str]:
         """Let SQLite check the file, and compare its schema with a fresh one. An empty list means no fault."""
@@ -139,47 +149,54 @@ class SqliteEngine:
                 return [error.detail]
             raise
 
+    async def wait_for_work(self, seen: int, timeout_s: float) -> int:
+        """Wait until somebody committed something that leaves work to do, or the time is up.
+
+        Writes of this engine wake at once. Those of other processes are looked for twenty times a second, by a glance
+        at the log's file; it may wake for a commit that leaves nothing to do.
+        """
+        loop = self._binding.enter()
+        until = loop.time() + timeout_s
+        while True:
+            if self._log_has_grown():
+                self._signal()
+            left = until - loop.time()
+            if self._signal.number != seen or left <= 0:
+                return self._signal.number
+            await self._signal.wait(seen, min(left, _GLANCE_S))
+
+    def _log_has_grown(self) -> bool:
+        if self.path is None:
+            return False
+        try:
+            log = os.stat(f"{self.path}-wal")  # noqa: PTH116 - a Path would be made for each glance
+        except OSError:
+            return False
+        state, before = (log.st_mtime_ns, log.st_size), self._log_state
+        # Times of files are coarse: one that is this young may stand for a write that is still to come.
+        self._log_state = state if time.time_ns() - log.st_mtime_ns > _COARSE_NS else None
+        return state != before
+
     async def close(self) -> None:
         """Finish what was started, refuse what comes after, and let go of the files. Twice is fine.
 
         In a forked child this touches nothing: the files belong to the parent.
         """
-        loop = asyncio.get_running_loop()
-        if self._loop is None or self._pid != os.getpid():
-            self._pid, self._loop, self._closed = os.getpid(), loop, loop.create_future()
-            self._closed.set_result(None)
+        if not self._binding.close():
             return
-        if self._loop is not loop and not self._loop.is_closed():
-            raise _other_loop()
         if self._closed is None:
+            loop = asyncio.get_running_loop()
             self._closed = closed = loop.create_future()
             _stop(self._writer, self._readers, lambda: _resolve(loop, closed))
         # A cancelled close goes on: only the waiting ends.
         await asyncio.shield(self._closed)
 
-    def _enter(self) -> asyncio.AbstractEventLoop:
-        """Check that this call may be made here and now."""
-        loop = asyncio.get_running_loop()
-        if self._loop is not loop or self._pid != os.getpid() or self._closed is not None:
-            self._bind(loop)
-        return loop
-
-    def _bind(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Take the first loop as the engine's own; raise where the engine is not usable."""
-        if self._loop is not None and self._pid != os.getpid():
-            raise HandleUnusableError(
-                "was opened before this process was forked from its parent",
-                "open the store after the fork, or start the process with the spawn method",
-            )
-        if self._closed is not None:
-            raise HandleUnusableError("is closed", "open a new one")
-        if self._loop is not None:
-            raise _other_loop()
-        self._loop, self._pid = loop, os.getpid()
+    def _begin(self) -> None:
+        """Start the threads, on first use."""
         self._writer.start()
         _running[self._writer] = self._readers
         # An engine that is dropped without being closed lets go of its files all the same.
-        weakref.finalize(self, _abandon, self._writer, self._readers, self._pid).atexit = False
+        weakref.finalize(self, _abandon, self._writer, self._readers, self._binding.pid).atexit = False
 
 
 class SqliteSnapshot:
@@ -240,10 +257,6 @@ def _absolute(path: str | Path) -> Path:
 def _unreachable(path: str | Path, error: OSError) -> DatabaseOpenError:
     name = errno.errorcode.get(error.errno or 0, "unknown error")
     return DatabaseOpenError(f"{str(path)!r} cannot be reached ({name})", "check the path and its permissions")
-
-
-def _other_loop() -> HandleUnusableError:
-    return HandleUnusableError("belongs to another event loop", "open one store in each event loop")
 
 
 def _nothing() -> Program[None]:
