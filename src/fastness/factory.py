@@ -129,6 +129,14 @@ class EngineSessionStoreFactory:
         except DatabaseDamagedError as error:
             return SessionCheck(0, 0, (CheckFinding("file", session_id, error.detail),))
 
+    async def migration_script(self) -> list[str]:
+        """Give the statements that the database lacks to be up to date, for a person to run. Changes nothing."""
+        return await self.engine.migration_script()
+
+    async def migrate(self) -> None:
+        """Open the database, which creates or migrates it where needed. Every other call does that by itself."""
+        await self.engine.read(lambda: directory.sid_of(""))
+
     async def gc_unreachable(self, *, keep_revisions: int = 1) -> GcReport:
         """Delete the blobs of the database that no retained checkpoint needs (law M1)."""
         limits.check_positive("keep_revisions", keep_revisions)
@@ -188,8 +196,8 @@ class PostgresSessionStoreFactory(EngineSessionStoreFactory):
     It needs the extra ``fastness[postgres]``. ``conninfo`` is a url or connection string of libpq; several hosts make
     a fail-over. ``pool`` is an ``AsyncConnectionPool`` of the application's own instead. ``pool_size`` bounds the
     connections of this process, ``patience_ms`` every wait: for a connection, a lock, a server that restarts. Behind a
-    transaction pooler, ``listen_url`` leads past it to where wake-ups can be heard. ``clock`` replaces the server's
-    clock in tests.
+    transaction pooler, ``listen_url`` leads past it to where wake-ups can be heard. Without ``create``, a schema that
+    is not there is an error. ``clock`` replaces the server's clock in tests.
     """
 
     def __init__(
@@ -201,6 +209,7 @@ class PostgresSessionStoreFactory(EngineSessionStoreFactory):
         pool_size: int = 8,
         patience_ms: int = 30_000,
         listen_url: str | None = None,
+        create: bool = True,
         clock: Clock | None = None,
         commit_budget_bytes: int = limits.DEFAULT_COMMIT_BUDGET_BYTES,
         is_dead: Callable[[LocalProcess], bool] = process_is_dead,
@@ -215,6 +224,7 @@ class PostgresSessionStoreFactory(EngineSessionStoreFactory):
             pool_size=pool_size,
             patience_ms=patience_ms,
             listen_url=listen_url,
+            create=create,
             clock=clock,
             before_batch=batch_hook,
         )
@@ -270,7 +280,7 @@ def open_database(url: str, *, existing_only: bool = False) -> EngineSessionStor
         return InMemorySessionStoreFactory()
     if url.startswith(("postgresql://", "postgres://")):
         conninfo, schema = _schema_of(url)
-        return PostgresSessionStoreFactory(conninfo, schema=schema)
+        return PostgresSessionStoreFactory(conninfo, schema=schema, create=not existing_only)
     scheme, mark, path = url.partition(":///")
     if scheme != "sqlite" or not mark or not path or "\0" in path:
         raise InvalidInputError(

@@ -11,7 +11,7 @@ from typing import Annotated, TextIO
 
 import typer
 
-from fastness.cli import care, moving, transfer, view
+from fastness.cli import care, moving, schema, transfer, view
 from fastness.cli.screen import one_line
 from fastness.cli.session import DatabaseOption, remember_database
 from fastness.errors import StoreError
@@ -48,7 +48,7 @@ def fastness(
         print(context.get_help())
 
 
-for _module in (transfer, view, care, moving):
+for _module in (transfer, view, care, moving, schema):
     _module.register(app)
 
 

@@ -54,6 +54,10 @@ class Engine(Protocol):
         """Run a program in a writing transaction; the result is durable when this returns."""
         ...
 
+    async def migration_script(self) -> list[str]:
+        """Give the statements that this database lacks to be up to date; none where it is. Changes nothing."""
+        ...
+
     async def wait_for_work(self, seen: int, timeout_s: float) -> int:
         """Wait until a commit that leaves work to do came from anywhere, or the time is up.
 

@@ -14,8 +14,8 @@ from __future__ import annotations
 import asyncio
 import random
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
 import psycopg
@@ -28,7 +28,9 @@ from fastness.engines.postgres_open import (
     bring_up_to_date,
     connect,
     is_direct,
+    migration_script,
     place_of,
+    place_of_pool,
     schema_findings,
     session_settings,
     set_up,
@@ -57,7 +59,8 @@ class PostgresEngine:
     is, nothing is left set on its connections, and it stays open. ``patience_ms`` bounds everything that is waited for:
     a connection, a lock, a server that restarts; then ``ContendedError`` or what stood in the way. ``listen_url`` leads
     past a pooler to where notices can be listened for; without one, behind a pooler, waiting for work is polling.
-    ``clock`` and ``before_batch`` are for tests: they replace the server's clock, and raise a fault at a point.
+    Without ``create``, a schema that is not there is an error. ``clock`` and ``before_batch`` are for tests: they
+    replace the server's clock, and raise a fault at a point.
     """
 
     def __init__(
@@ -69,16 +72,18 @@ class PostgresEngine:
         pool_size: int = DEFAULT_POOL_SIZE,
         patience_ms: int = DEFAULT_PATIENCE_MS,
         listen_url: str | None = None,
+        create: bool = True,
         clock: Clock | None = None,
         before_batch: BatchHook | None = None,
     ) -> None:
         self.durability_tier: DurabilityTier = "durable"
         self.rows_per_read = 10_000
-        self.place = place_of(str(pool.conninfo) if pool is not None else conninfo, schema)
+        self.place = place_of(conninfo, schema)
         settings = session_settings(schema, max(patience_ms // 3, 1), patience_ms)
         self._session = Session(settings, clock, before_batch)
         self._patience_s = patience_ms / 1000
         self._size = pool_size
+        self._create = create
         self._given_pool = pool
         self._pool: Pool | None = None
         self._wires: weakref.WeakKeyDictionary[psycopg.AsyncConnection[Any], Wire] = weakref.WeakKeyDictionary()
@@ -97,19 +102,31 @@ class PostgresEngine:
         Raises ``DatabaseOpenError`` or ``DatabaseReadOnlyError``; the next call tries again.
         """
         self._binding.enter()
-        async with self._opening:
-            if self._pool is not None:
-                return
-            self._binding.enter()
-            if self._given_pool is not None:
-                await self._adopt_pool(self._given_pool)
-            else:
-                self._pool = await self._open_pool()
+        with self._using():
+            async with self._opening:
+                if self._pool is not None:
+                    return
+                self._binding.enter()
+                if self._given_pool is not None:
+                    await self._adopt_pool(self._given_pool)
+                else:
+                    self._pool = await self._open_pool()
+
+    @contextmanager
+    def _using(self) -> Iterator[None]:
+        """While this lasts, ``close`` waits."""
+        self._in_use += 1
+        try:
+            yield
+        finally:
+            self._in_use -= 1
+            if not self._in_use:
+                self._unused.set()
 
     async def _open_pool(self) -> Pool:
         connection = await connect(self.place)
         try:
-            await bring_up_to_date(connection, self.place)
+            await bring_up_to_date(connection, self.place, create=self._create)
             self._notices.direct = await is_direct(connection)
         finally:
             await connection.close()
@@ -119,6 +136,9 @@ class PostgresEngine:
             min_size=1,
             max_size=self._size,
             configure=self._set_up,
+            # The pool would wait ever longer between tries. Whoever needs a connection waits here, with a bound.
+            reconnect_timeout=0.001,
+            reconnect_failed=_try_on,
             open=False,
             name="fastness",
         )
@@ -126,9 +146,11 @@ class PostgresEngine:
         return pool
 
     async def _adopt_pool(self, pool: Pool) -> None:
+        self.place = await place_of_pool(pool, self.place.schema)
+        self._notices.move(self.place)
         try:
             async with pool.connection() as connection:
-                await bring_up_to_date(connection, self.place)
+                await bring_up_to_date(connection, self.place, create=self._create)
                 self._notices.direct = await is_direct(connection)
         except psycopg.Error as error:
             raise translated(error, self.place) from None
@@ -156,12 +178,12 @@ class PostgresEngine:
     async def _patiently(self, run: Callable[[Attempt], Awaitable[Any]]) -> Any:
         """Run attempts until one says something that another would not change."""
         loop = self._binding.enter()
-        if self._pool is None:
-            await self.start()
         started = loop.time()
         tries = 0
-        self._in_use += 1
+        self._in_use += 1  # as ``_using`` does, without what that costs each operation
         try:
+            if self._pool is None:
+                await self.start()
             while True:
                 try:
                     return await self._attempt(run, started)
@@ -281,30 +303,49 @@ class PostgresEngine:
     async def snapshot(self) -> AsyncIterator[PostgresSnapshot]:
         """Hold one snapshot for several reads, on a connection of its own until the end."""
         loop = self._binding.enter()
-        if self._pool is None:
+        with self._using():
             await self.start()
-        self._in_use += 1
-        wire = await self._acquire(loop.time())
+            started = loop.time()
+            wire = held = None
+            while wire is None or held is None:
+                wire = await self._acquire(started)
+                held = await self._held(wire, started)
+            try:
+                yield held
+            finally:
+                held.ended = True
+                await self._recover(wire)
+
+    async def _held(self, wire: Wire, started: float) -> PostgresSnapshot | None:
+        """Take a snapshot; None where the connection turned out to be gone and there is time for another."""
         held = PostgresSnapshot(wire, self._session, self.place.schema)
         try:
             await held.begin()
-            yield held
-        finally:
-            held.ended = True
+        except BaseException:
             await self._recover(wire)
-            self._in_use -= 1
-            if not self._in_use:
-                self._unused.set()
+            if held.lost and asyncio.get_running_loop().time() - started < self._patience_s:
+                return None
+            raise
+        return held
 
     async def verify(self) -> list[str]:
         """Compare the schema with how it was made, indexes included. The pages are the server's to check."""
-        await self.start()
+        with self._using():
+            await self.start()
+            return await self._verified()
+
+    async def _verified(self) -> list[str]:
         assert self._pool is not None
         try:
             async with self._pool.connection() as connection:
                 return await schema_findings(connection, self.place.schema)
         except psycopg.Error as error:
             raise translated(error, self.place) from None
+
+    async def migration_script(self) -> list[str]:
+        """Give the statements that this database lacks to be up to date; none where it is. Changes nothing."""
+        self._binding.enter()
+        return await migration_script(self.place)
 
     async def wait_for_work(self, seen: int, timeout_s: float) -> int:
         """Wait until somebody, anywhere, committed something that leaves work to do, or the time is up.
@@ -341,9 +382,10 @@ class PostgresSnapshot:
 
     def __init__(self, wire: Wire, session: Session, schema: str) -> None:
         self.ended = False
+        self.lost = False
         self._attempt = Attempt(wire, session)
         self._schema = schema
-        self._lost: str | None = None
+        self._fault: str | None = None
 
     async def begin(self) -> None:
         """Take the snapshot: the moment is now."""
@@ -353,8 +395,8 @@ class PostgresSnapshot:
         """Run a program that only reads, on the snapshot."""
         if self.ended:
             raise HandleUnusableError("is a snapshot that has ended", "open another one")
-        if self._lost is not None:
-            raise BackendError(f"the snapshot was lost ({self._lost})", "open another one")
+        if self._fault is not None:
+            raise BackendError(f"the snapshot was lost ({self._fault})", "open another one")
         result: T = await self._guarded(self._attempt.read_held(make))
         return result
 
@@ -362,12 +404,13 @@ class PostgresSnapshot:
         try:
             return await call
         except (Lost, Refused) as error:
-            self._lost = str(error)
-            if isinstance(error, Refused) and not ends_connection(error):
+            self._fault = str(error)
+            self.lost = isinstance(error, Lost) or ends_connection(error)
+            if isinstance(error, Refused) and not self.lost:
                 raise explain(error, self._schema) from None
             raise BackendError(f"the snapshot was lost ({error})", "open another one") from None
         except BaseException:
-            self._lost = self._lost or "a read was broken off"
+            self._fault = "a read was broken off"
             raise
 
 
@@ -398,5 +441,12 @@ class _TryAgainError(Exception):
 
 async def _drop(pool: Pool, connection: psycopg.AsyncConnection[Any]) -> None:
     """Close a connection and give it back, so that the pool makes another."""
-    await connection.close()
+    connection.pgconn.finish()  # ``close`` of a pooled connection may be the same as giving it back
     await pool.putconn(connection)
+
+
+async def _try_on(pool: Pool) -> None:
+    """The pool failed to connect: where somebody waits for a connection, have it try again soon."""
+    await asyncio.sleep(random.uniform(0.1, 0.3))  # noqa: S311 - jitter
+    if pool.get_stats().get("requests_waiting"):
+        await pool.check()

@@ -52,6 +52,8 @@ def explain(refused: Refused, schema: str) -> StoreError:
     state = refused.sqlstate
     if state in _SCHEMA:
         said = f"the tables in schema {schema!r} are not as this release made them; {said}"
+    if state == "42501" and "for database" in str(refused):
+        return DatabaseOpenError(said, f"grant this role create on the database, or have its owner make {schema!r}")
     for states, kind, remedy in _KINDS:
         if state in states:
             return kind(said, remedy)
@@ -81,6 +83,8 @@ _KINDS: tuple[tuple[frozenset[str], type[BackendError], str], ...] = (
 )
 
 _PLACES = (
+    (re.compile(r"the pool .* (not open|closed)"), "open the pool before it is handed in, and close it last"),
+    (re.compile(r"couldn't get a connection after"), "give the pool more connections or more time"),
     (
         re.compile(r"password authentication failed|no password supplied|SCRAM", re.IGNORECASE),
         "check user and password",

@@ -7,18 +7,20 @@ durable. It knows migrations, and no program.
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import psycopg
-from psycopg import pq, sql
+from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.rows import tuple_row
+from psycopg_pool import AsyncConnectionPool
 
-from fastness.engines.postgres_dialect import LOCK_NAME
 from fastness.engines.postgres_faults import explain, unreachable
 from fastness.errors import DatabaseOpenError, DatabaseReadOnlyError, InvalidInputError, StoreError
-from fastness.sql.migrations import CREATE_LEDGER, LEDGER_TABLE, READ_LEDGER, RECORD, migrations, missing
+from fastness.sql.migrations import LEDGER_TABLE, READ_LEDGER, migrations, missing, script
 from fastness.sql.schema import POSTGRES_TYPES, create_tables
 
 _CONNECT_TIMEOUT_S = 10
@@ -44,20 +46,54 @@ class Place(NamedTuple):
     name: str
 
 
-def place_of(conninfo: str, schema: str) -> Place:
-    """Read a connection string. Raises ``InvalidInputError`` for one that libpq cannot read, or a strange schema."""
+def place_of(conninfo: str, schema: str, *, what: str = "database") -> Place:
+    """Read a connection string. Raises ``InvalidInputError`` for one that libpq cannot read, or a strange schema.
+
+    ``what`` is what the error calls the string.
+    """
     if not isinstance(schema, str) or not _NAME.fullmatch(schema):
         raise InvalidInputError("schema", "must be a name of letters, digits and underscores, at most 63 of them")
+    if schema.lower().startswith("pg_"):
+        raise InvalidInputError("schema", "must not begin with pg_: PostgreSQL keeps such names for itself")
+    if not isinstance(conninfo, str):
+        raise InvalidInputError(what, "must be a url or a connection string")
     try:
         given = conninfo_to_dict(conninfo)
+        if _is_cut_up(given):
+            raise InvalidInputError(what, "is cut at the wrong place: percent-encode what is special in a password")
         full = make_conninfo("", **{**_DEFAULTS, **{name: value for name, value in given.items() if value is not None}})
     except (psycopg.Error, ValueError, TypeError, UnicodeError) as error:
         # What libpq says may repeat the string, and that may hold a password.
         reason = f"is no connection string that libpq reads ({type(error).__name__})"
-        raise InvalidInputError("database", reason) from None
+        raise InvalidInputError(what, reason) from None
     host = given.get("host") or given.get("hostaddr") or "the local socket"
     user = given.get("user") or "the default user"
     return Place(full, schema, f"database {given.get('dbname') or user} on {host} as {user}")
+
+
+async def place_of_pool(pool: AsyncConnectionPool[Any], schema: str) -> Place:
+    """Read where a pool leads, whether its parts were given as text, as arguments, or by a function."""
+    conninfo, arguments = await _given(pool.conninfo), await _given(pool.kwargs)
+    keywords = {option.keyword.decode() for option in pq.Conninfo.get_defaults()}
+    known = {name: value for name, value in (arguments or {}).items() if name in keywords}
+    try:
+        return place_of(make_conninfo(conninfo or "", **known), schema, what="pool")
+    except psycopg.Error as error:
+        raise InvalidInputError("pool", f"has no connection string that libpq reads ({type(error).__name__})") from None
+
+
+async def _given(value: Any) -> Any:
+    if callable(value):
+        value = value()
+    return await value if inspect.isawaitable(value) else value
+
+
+def _is_cut_up(given: Mapping[str, Any]) -> bool:
+    """Whether a part of a password has ended up in what is shown, since it held a mark that means something."""
+    hosts = str(given.get("host") or "").split(",")
+    ports = str(given.get("port") or "").split(",")
+    strange = "@" in str(given.get("dbname") or "") or any("@" in host[1:] for host in hosts)
+    return strange or not all(not port or port.isdecimal() for port in ports)
 
 
 def session_settings(schema: str, lock_timeout_ms: int, patience_ms: int) -> tuple[tuple[str, str], ...]:
@@ -108,11 +144,20 @@ async def set_up(connection: psycopg.AsyncConnection[Any], settings: Iterable[tu
     return True
 
 
-async def bring_up_to_date(connection: psycopg.AsyncConnection[Any], place: Place) -> None:
-    """Look first, and write only what is lacking: a current database is opened without a lock or a right to create."""
+async def bring_up_to_date(connection: psycopg.AsyncConnection[Any], place: Place, *, create: bool = True) -> None:
+    """Look first, and write only what is lacking: a current database is opened without a lock or a right to create.
+
+    Without ``create``, a schema that is not there is an error.
+    """
     try:
         await _require_primary(connection, place)
-        if missing(await _applied(connection, place.schema), migrations(POSTGRES_TYPES)):
+        applied = await _applied(connection, place.schema)
+        if not applied and not create:
+            raise DatabaseOpenError(
+                f"there are no sessions in schema {place.schema!r} of {place.name}",
+                "name a database that has some, or import something first",
+            )
+        if missing(applied, migrations(POSTGRES_TYPES)):
             await _migrate(connection, place.schema)
         findings = await drift(connection, place.schema)
     except psycopg.Error as error:
@@ -154,48 +199,70 @@ async def _applied(connection: psycopg.AsyncConnection[Any], schema: str) -> lis
 
 async def _migrate(connection: psycopg.AsyncConnection[Any], schema: str) -> None:
     """Take the lock, look again (another process may have been faster), and run what is still missing."""
+    await connection.rollback()  # an application's connection may have begun by itself
     async with connection.transaction():
-        await _one(connection, "select set_config('search_path', $1, true)", f'"{schema}"')
-        await _rows(connection, LOCK_NAME.replace("current_schema() || '.' || ", ""), f"fastness.{schema}")
+        # Whatever the default is here: what others did before the lock was granted has to be seen.
+        await _rows(connection, "set transaction isolation level read committed read write")
+        # Two locks of one kind: names of schemas and names in a schema cannot be the same.
+        await _rows(connection, "select pg_advisory_xact_lock(hashtextextended($1, 0))", f"fastness schema {schema}")
         for statement in await _lacking(connection, schema):
-            await connection.execute(sql.SQL(statement))
+            await _rows(connection, statement)
 
 
 async def _lacking(connection: psycopg.AsyncConnection[Any], schema: str) -> list[str]:
     steps = missing(await _applied(connection, schema), migrations(POSTGRES_TYPES))
+    if not steps:
+        return []
     there = await _one(connection, "select to_regnamespace($1) is not null", f'"{schema}"')
-    statements = [] if there[0] else [f'create schema "{schema}"']
-    return statements + [statement for step in steps for statement in step_statements(step)]
+    create = [] if there[0] else [f'create schema "{schema}"']
+    return [*create, f'set local search_path to "{schema}"', *script(steps)]
 
 
-def step_statements(step: Any) -> list[str]:
-    """Give a migration with the record that it ran, as statements without parameters."""
-    record = RECORD.replace("$1", str(step.version)).replace("$2", "'" + step.name.replace("'", "''") + "'")
-    return [CREATE_LEDGER, *step.statements, record]
+async def migration_script(place: Place) -> list[str]:
+    """Give the statements that a database lacks to be up to date, for a person to run. Changes nothing."""
+    connection = await connect(place)
+    try:
+        statements = await _lacking(connection, place.schema)
+    except psycopg.Error as error:
+        raise translated(error, place) from None
+    finally:
+        await connection.close()
+    return ["begin", *statements, "commit"] if statements else []
 
 
 _TABLE = re.compile(r"create table (?:if not exists )?(\w+) \((.*)\)", re.DOTALL)
 _COLUMN = re.compile(r"^    (\w+) (bigint|text|bytea|integer)\b", re.MULTILINE)
-_INDEX = re.compile(r"create (?:unique )?index (\w+) on (\w+)")
+_INDEX = re.compile(r"create (unique )?index (\w+) on (\w+)")
+_UNIQUE = re.compile(r"^    (\w+) .*\bunique\b", re.MULTILINE)
+
+
+_FUNCTION = re.compile(r"create function (\w+)")
 
 
 class Expected(NamedTuple):
-    """What a schema of ours consists of: (table, column) to type, and index to table."""
+    """What a schema of ours consists of: (table, column) to type, index to whether it is unique, and functions."""
 
     columns: dict[tuple[str, str], str]
-    indexes: dict[str, str]
+    indexes: dict[str, bool]
+    functions: tuple[str, ...]
 
 
 def expected_schema() -> Expected:
     """Read it off the statements that make it."""
     columns: dict[tuple[str, str], str] = {}
-    indexes: dict[str, str] = {}
+    indexes: dict[str, bool] = {}
     for ddl in create_tables(POSTGRES_TYPES):
         if table := _TABLE.search(ddl):
-            columns.update({(table.group(1), name): kind for name, kind in _COLUMN.findall(table.group(2))})
+            name, body = table.groups()
+            columns.update({(name, column): kind for column, kind in _COLUMN.findall(body)})
+            # PostgreSQL names the indexes of constraints after table and column.
+            indexes.update({f"{name}_{column}_key": True for column in _UNIQUE.findall(body)})
+            if "primary key" in body:
+                indexes[f"{name}_pkey"] = True
         elif index := _INDEX.search(ddl):
-            indexes[index.group(1)] = index.group(2)
-    return Expected(columns, indexes)
+            indexes[index.group(2)] = index.group(1) is not None
+    functions = tuple(name for ddl in POSTGRES_TYPES.functions for name in _FUNCTION.findall(ddl))
+    return Expected(columns, indexes, functions)
 
 
 _COLUMNS = """
@@ -203,14 +270,20 @@ _COLUMNS = """
     join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
     where c.relnamespace = to_regnamespace($1) and c.relkind in ('r', 'p')"""
 _INDEXES = """
-    select c.relname, i.indisvalid from pg_class c join pg_index i on i.indexrelid = c.oid
+    select c.relname, i.indisvalid, i.indisunique from pg_class c join pg_index i on i.indexrelid = c.oid
     where c.relnamespace = to_regnamespace($1)"""
 
 
+_FUNCTIONS = "select proname from pg_proc where pronamespace = to_regnamespace($1)"
+
+
 async def drift(connection: psycopg.AsyncConnection[Any], schema: str) -> list[str]:
-    """Say which tables and columns are missing or of another type. What somebody added is none of our business."""
+    """Say which tables, columns and functions are missing or changed. What somebody added is none of our business."""
     found = {(table, column): kind for table, column, kind in await _rows(connection, _COLUMNS, f'"{schema}"')}
-    return column_findings(found, expected_schema().columns)
+    functions = {name for (name,) in await _rows(connection, _FUNCTIONS, f'"{schema}"')}
+    expected = expected_schema()
+    gone = [f"the function {name} is missing" for name in expected.functions if name not in functions]
+    return column_findings(found, expected.columns) + gone
 
 
 def column_findings(found: Mapping[tuple[str, str], str], expected: Mapping[tuple[str, str], str]) -> list[str]:
@@ -232,17 +305,21 @@ def column_findings(found: Mapping[tuple[str, str], str], expected: Mapping[tupl
 async def schema_findings(connection: psycopg.AsyncConnection[Any], schema: str) -> list[str]:
     """Compare the whole schema, its indexes included, with how it was made."""
     findings = await drift(connection, schema)
-    indexes = dict(await _rows(connection, _INDEXES, f'"{schema}"'))
-    for name in expected_schema().indexes:
-        if name not in indexes:
+    indexes = {name: state for name, *state in await _rows(connection, _INDEXES, f'"{schema}"')}
+    for name, unique in expected_schema().indexes.items():
+        is_valid, is_unique = indexes.get(name, (None, None))
+        if is_valid is None:
             findings.append(f"the index {name} is missing")
-        elif not indexes[name]:
+        elif not is_valid:
             findings.append(f"the index {name} is invalid: rebuild it with reindex")
+        elif unique and not is_unique:
+            findings.append(f"the index {name} is not unique")
     return findings
 
 
 async def _rows(connection: psycopg.AsyncConnection[Any], statement: str, *params: object) -> list[tuple[Any, ...]]:
-    async with psycopg.AsyncRawCursor(connection) as cursor:
+    # An application's connections may give rows in a form of their own.
+    async with psycopg.AsyncRawCursor(connection, row_factory=tuple_row) as cursor:
         await cursor.execute(statement, params)
         return await cursor.fetchall() if cursor.pgresult and cursor.pgresult.status == pq.ExecStatus.TUPLES_OK else []
 

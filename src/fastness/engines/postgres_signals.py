@@ -38,6 +38,11 @@ class Notices:
         self._teller: asyncio.Task[None] | None = None
         self._listener: asyncio.Task[None] | None = None
 
+    def move(self, place: Place) -> None:
+        """Listen there, unless another place for that was named."""
+        if not self._listens_apart:
+            self._place = place
+
     def tell(self) -> None:
         """Something was committed that leaves work to do: wake who waits here, and soon everybody else."""
         self._signal()

@@ -88,7 +88,7 @@ class Wire:
         self._synced = True
         self.queued_bytes = 0
         try:
-            if self._readable():
+            while self._readable():
                 self._pgconn.consume_input()
             if self._pgconn.status != pq.ConnStatus.OK:
                 raise Lost("the connection was closed while it was idle")

@@ -24,7 +24,7 @@ from fastness.engines.binding import Binding
 from fastness.engines.engine import Clock, system_clock
 from fastness.engines.signals import Signal
 from fastness.engines.sqlite_faults import is_damage
-from fastness.engines.sqlite_open import Settings
+from fastness.engines.sqlite_open import Settings, lacking
 from fastness.engines.sqlite_readers import Readers, SnapshotReader
 from fastness.engines.sqlite_run import BatchHook, Job
 from fastness.engines.sqlite_verify import verification
@@ -37,6 +37,7 @@ from fastness.errors import (
     InvalidInputError,
 )
 from fastness.model.session import DurabilityTier
+from fastness.sql.migrations import script
 from fastness.sql.program import Program, ProgramFactory
 
 __all__ = ["BatchHook", "SqliteEngine", "check_path", "holds_bytes"]
@@ -74,6 +75,7 @@ class SqliteEngine:
         self.rows_per_read = 250
         self.path = None if path is None else _absolute(path)
         settings = Settings(self.path, clock, synchronous, busy_timeout_ms, allow_network_filesystem, before_batch)
+        self._settings = settings
         self._writer = Writer(settings)
         self._readers = Readers(settings)
         self._binding = Binding(self._begin)
@@ -148,6 +150,12 @@ class SqliteEngine:
             if isinstance(error, DatabaseDamagedError) or is_damage(error.__cause__):
                 return [error.detail]
             raise
+
+    async def migration_script(self) -> list[str]:
+        """Give the statements that this database lacks to be up to date; none where it is. Changes nothing."""
+        self._binding.enter()
+        steps = await asyncio.to_thread(lacking, self._settings)
+        return ["begin immediate", *script(steps), "commit"] if steps else []
 
     async def wait_for_work(self, seen: int, timeout_s: float) -> int:
         """Wait until somebody committed something that leaves work to do, or the time is up.

@@ -36,7 +36,7 @@ from fastness.errors import (
     DatabaseReadOnlyError,
     StoreError,
 )
-from fastness.sql.migrations import CREATE_LEDGER, LEDGER_TABLE, READ_LEDGER, RECORD, Migration, migrations, missing
+from fastness.sql.migrations import LEDGER_TABLE, READ_LEDGER, Migration, migrations, missing, script
 from fastness.sql.schema import SQLITE_TYPES
 
 WAL_SIZE_LIMIT = 48 * 1024 * 1024
@@ -123,6 +123,21 @@ def open_helper(settings: Settings, *, query_only: bool) -> Link:
         link.close()
         raise open_error(error, link.place, link.wait.waited_ms) from error
     return link
+
+
+def lacking(settings: Settings) -> tuple[Migration, ...]:
+    """Give the steps that a file lacks, all of them where there is none. Changes nothing."""
+    known = migrations(SQLITE_TYPES)
+    if settings.path is None or not _size(settings.path):
+        return known
+    check_place(settings)
+    link = _connect(settings, settings.path)
+    try:
+        return missing(_applied(link), known)
+    except (apsw.Error, UnicodeDecodeError) as error:
+        raise open_error(error, link.place, link.wait.waited_ms) from error
+    finally:
+        link.close()
 
 
 def enter_file(settings: Settings) -> SharedFile:
@@ -413,11 +428,8 @@ def _migrate(link: Link, known: tuple[Migration, ...]) -> None:
     cursor.execute("begin immediate")
     try:
         steps = missing(_applied(link), known)
-        cursor.execute(CREATE_LEDGER)
-        for step in steps:
-            for statement in step.statements:
-                cursor.execute(statement)
-            cursor.execute(translate(RECORD), (step.version, step.name))
+        for statement in script(steps):
+            cursor.execute(statement)
         cursor.execute("commit")
     except BaseException:
         if link.connection.in_transaction:

@@ -15,7 +15,6 @@ from fastness.sql.schema import Types, create_tables
 LEDGER_TABLE = "fastness_migration"
 CREATE_LEDGER = f"create table if not exists {LEDGER_TABLE} (version integer not null primary key, name text not null)"
 READ_LEDGER = f"select version from {LEDGER_TABLE} order by version"
-RECORD = f"insert into {LEDGER_TABLE} (version, name) values ($1, $2)"
 
 
 class Migration(NamedTuple):
@@ -29,6 +28,20 @@ class Migration(NamedTuple):
 def migrations(types: Types) -> tuple[Migration, ...]:
     """Every step there is, oldest first."""
     return (Migration(1, "sessions", create_tables(types)),)
+
+
+def script(steps: Sequence[Migration]) -> tuple[str, ...]:
+    """Give the statements that run steps, each with the record that it ran, for an engine or for a person to run."""
+    if not steps:
+        return ()
+    statements = [CREATE_LEDGER]
+    for step in steps:
+        name = step.name.replace("'", "''")
+        statements += [
+            *step.statements,
+            f"insert into {LEDGER_TABLE} (version, name) values ({step.version}, '{name}')",
+        ]
+    return tuple(statements)
 
 
 def missing(applied: Sequence[int], known: Sequence[Migration]) -> tuple[Migration, ...]:
