@@ -39,7 +39,13 @@ from fastness.engines.postgres_open import (
 from fastness.engines.postgres_run import Attempt, BatchHook, Session
 from fastness.engines.postgres_signals import Notices
 from fastness.engines.postgres_wire import Lost, Refused, Wire
-from fastness.errors import BackendError, CommitOutcomeUnknownError, ContendedError, HandleUnusableError
+from fastness.errors import (
+    BackendError,
+    CommitOutcomeUnknownError,
+    ContendedError,
+    HandleUnusableError,
+    InvalidInputError,
+)
 from fastness.model.session import DurabilityTier
 from fastness.sql.program import ProgramFactory
 
@@ -50,6 +56,7 @@ Pool = AsyncConnectionPool[psycopg.AsyncConnection[Any]]
 
 DEFAULT_POOL_SIZE = 8
 DEFAULT_PATIENCE_MS = 30_000
+_MAX_PATIENCE_MS = 2**31 - 1
 
 
 class PostgresEngine:
@@ -78,6 +85,10 @@ class PostgresEngine:
     ) -> None:
         self.durability_tier: DurabilityTier = "durable"
         self.rows_per_read = 10_000
+        if pool is not None and not isinstance(pool, AsyncConnectionPool):
+            raise InvalidInputError("pool", "must be an AsyncConnectionPool of psycopg_pool")
+        if patience_ms > _MAX_PATIENCE_MS:
+            raise InvalidInputError("patience_ms", f"is {patience_ms} and must be at most {_MAX_PATIENCE_MS}")
         self.place = place_of(conninfo, schema)
         settings = session_settings(schema, max(patience_ms // 3, 1), patience_ms)
         self._session = Session(settings, clock, before_batch)
@@ -209,7 +220,7 @@ class PostgresEngine:
                 raise CommitOutcomeUnknownError(str(lost)) from None
             raise _TryAgainError(lost) from None
         except Refused as refused:
-            if refused.ends_connection and refused.at_the_end and attempt.committing:
+            if refused.ends_connection and attempt.committing and not refused.stopped_before_the_end:
                 await self._discard(wire)
                 raise CommitOutcomeUnknownError(str(refused)) from None
             if ends_connection(refused):

@@ -61,7 +61,7 @@ def commands(items: Sequence[Item], clock: str) -> Iterator[Command]:
 
 def _many(sql: str, rows: Sequence[tuple[Param, ...]]) -> Iterator[Command]:
     """Insert many rows with few statements: in blocks of fixed sizes, so that there are few texts to prepare."""
-    if len(rows) == 1 or not _VALUES.search(sql):
+    if len(rows) == 1 or not _is_insert(sql):
         for row in rows:
             yield Command(sql, row)
         return
@@ -71,6 +71,11 @@ def _many(sql: str, rows: Sequence[tuple[Param, ...]]) -> Iterator[Command]:
             block = rows[at : at + size]
             yield Command(_block(sql, size, len(block[0])), tuple(value for row in block for value in row))
             at += size
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_insert(sql: str) -> bool:
+    return _VALUES.search(sql) is not None
 
 
 @functools.lru_cache(maxsize=1024)

@@ -22,7 +22,7 @@ SERIALIZATION_FAILURE = "40001"
 DEADLOCK = "40P01"
 LOCK_TIMEOUT = "55P03"
 REFERENCE_GONE = "23503"
-STALE_STATEMENT = frozenset({"26000", "42P05", "0A000", "08P01"})
+STALE_STATEMENT = frozenset({"26000", "42P05", "0A000"})
 """What a statement that was prepared comes to where somebody discarded or replaced it, or its plan's rows changed."""
 
 TRANSIENT = frozenset({SERIALIZATION_FAILURE, DEADLOCK, LOCK_TIMEOUT, REFERENCE_GONE}) | STALE_STATEMENT

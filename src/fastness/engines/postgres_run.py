@@ -10,13 +10,13 @@ the engine's to say. It knows no table, no pool and no clock.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from fastness.engines.postgres_dialect import GIVEN_CLOCK, SERVER_CLOCK, Command, commands, fused, requirement
 from fastness.engines.postgres_wire import Refused, Wire
 from fastness.errors import BackendError, StoreError
-from fastness.sql.program import Lock, LockNames, Many, Read, Row, Rows, Statement, Write
+from fastness.sql.program import Expected, Lock, LockNames, Many, Read, Row, Rows, Statement, Write
 from fastness.sql.schema import FACTS_DIFFER
 
 BatchHook: TypeAlias = Callable[[Read | Write | None], None]
@@ -27,8 +27,6 @@ _READING = Command("begin isolation level repeatable read read only", ())
 _COMMIT = Command("commit", ())
 _ROLLBACK = Command("rollback", ())
 _DISCARD_PLANS = Command("discard plans", ())
-
-_MUCH = 1 << 20
 
 _MUCH = 1 << 20
 
@@ -68,15 +66,17 @@ class Attempt:
 
     async def write(self, make: Callable[[], Any]) -> Outcome:
         """Run a program that may write, and commit."""
-        guess = _guess(make)
-        if guess is not None:
-            try:
-                return await self._speculate(guess)
-            except Refused as refused:
-                if refused.sqlstate not in _MISTAKEN:
-                    raise
-            self.committing = False
-            self._wire.put(_ROLLBACK)
+        program = make()
+        try:
+            read = next(program)
+            if type(read) is Read and read.expect is not None:
+                outcome = await self._speculate(program, read, read.expect)
+                if outcome is not None:
+                    return outcome
+        except StopIteration as stop:
+            return Outcome(stop.value, wakes=False)
+        finally:
+            program.close()
         return await self._run(make, _WRITING)
 
     async def read(self, make: Callable[[], Any]) -> Any:
@@ -102,21 +102,35 @@ class Attempt:
         finally:
             program.close()
 
-    async def _speculate(self, guess: _Guess) -> Outcome:
+    async def _speculate(self, program: Any, read: Read, expect: Sequence[Expected]) -> Outcome | None:
+        """Decide on the facts that are expected, and have the server refuse if they are others. None: it did.
+
+        The server locks and looks while the program is decided and its writes are encoded here.
+        """
         wire, time = self._wire, self._session.time
-        self._before(guess.read)
+        self._before(read)
         self._begin(_WRITING)
-        locks = [item for item in guess.read.statements if isinstance(item, Lock | LockNames)]
-        for command in commands(locks, time):
+        for command in commands([item for item in read.statements if isinstance(item, Lock | LockNames)], time):
             wire.put(command)
-        wire.put(requirement(guess.read.statements, guess.read.expect or (), time))
+        wire.put(requirement(read.statements, expect, time))
+        wire.push()
+        guess = _decide(program, expect)
+        if guess is None:
+            await wire.rollback()
+            return None
         for batch in guess.writes:
             self._before(batch)
             self._put(batch)
-        rows = await self._commit()
-        if guess.program is None:
-            return Outcome(guess.result, guess.wakes)
-        return Outcome(_finished(guess.program, _aligned(guess.writes[-1], rows)), guess.wakes)
+        try:
+            rows = await self._commit()
+        except Refused as refused:
+            if refused.sqlstate not in _MISTAKEN:
+                raise
+            self.committing = False
+            wire.put(_ROLLBACK)
+            return None
+        result = _finished(program, _aligned(guess.writes[-1], rows)) if guess.waits else guess.result
+        return Outcome(result, any(batch.wakes for batch in guess.writes))
 
     async def _run(self, make: Callable[[], Any], begin: Command) -> Outcome:
         program = make()
@@ -176,14 +190,12 @@ class Attempt:
             wire.put(_DISCARD_PLANS)
 
     def _put(self, batch: Read | Write) -> None:
-        given = list(commands(batch.statements, self._session.time))
-        if isinstance(batch, Write):
-            if not batch.last:
-                given = [command._replace(gives_rows=False) for command in given]
-            if batch.apart:
-                given = fused(given)
+        given: Iterable[Command] = commands(batch.statements, self._session.time)
+        if type(batch) is Write and batch.apart:
+            given = fused(list(given))
+        wants_rows = batch.last or type(batch) is Read
         for command in given:
-            self._wire.put(command)
+            self._wire.put(command, wants_rows=wants_rows)
 
     async def _commit(self, *, say_so: bool = True) -> list[list[Row]]:
         """Send what is queued with a COMMIT behind it, and wait until it is answered."""
@@ -203,38 +215,28 @@ class Attempt:
 
 
 class _Guess(NamedTuple):
-    """A program decided on the facts that it expects. ``program`` may still wait for the rows of its last batch."""
+    """What a program writes on the facts that it expects. It may still wait for the rows of its last batch."""
 
-    read: Read
     writes: Sequence[Write]
-    wakes: bool
-    program: Any
+    waits: bool
     result: Any
 
 
-def _guess(make: Callable[[], Any]) -> _Guess | None:
-    """Decide a program on the facts that it expects. None: it expects none, or would not write on them."""
-    program = make()
+def _decide(program: Any, expect: Sequence[Expected]) -> _Guess | None:
+    """Give a program the facts that it expects. None: it would not write on them, or not at once."""
     writes: list[Write] = []
     try:
-        read = next(program)
-        if type(read) is not Read or read.expect is None:
-            return None
-        batch = program.send([list(expected.rows) for expected in read.expect])
+        batch = program.send([list(expected.rows) for expected in expect])
         while type(batch) is Write:
             writes.append(batch)
             if batch.last:
-                waiting, program = program, None
-                return _Guess(read, writes, any(write.wakes for write in writes), waiting, None)
+                return _Guess(writes, True, None)
             batch = program.send([])
-        return None
     except StopIteration as stop:
-        return _Guess(read, writes, any(write.wakes for write in writes), None, stop.value) if writes else None
+        return _Guess(writes, False, stop.value) if writes else None
     except StoreError:
-        return None  # what it refuses on a guess, it may refuse for another reason on the facts
-    finally:
-        if program is not None:
-            program.close()
+        pass  # what it refuses on a guess, it may refuse for another reason on the facts
+    return None
 
 
 def _finished(program: Any, rows: Rows) -> Any:

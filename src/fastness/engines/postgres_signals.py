@@ -29,7 +29,7 @@ class Notices:
 
     def __init__(self, place: Place, listen_url: str | None, tell: Callable[[str], Awaitable[None]]) -> None:
         self.direct = False
-        self._place = place if listen_url is None else place_of(listen_url, place.schema)
+        self._place = place if listen_url is None else place_of(listen_url, place.schema, what="listen_url")
         self._listens_apart = listen_url is not None
         self._channel = f"fastness_{place.schema}"[:63]
         self._tell = tell

@@ -36,14 +36,16 @@ _prepared_so_far = [0]  # names are unique in the process, for whoever shares a 
 class Refused(Exception):  # noqa: N818 - what the server said, before it is translated
     """The server refused a statement.
 
-    ``at_the_end``: it was the last of those that were waited for. ``ends_connection``: it was the server's last word.
+    ``ends_connection``: it was the last word. ``stopped_before_the_end``: the server itself said so, and did not come
+    to the last of the statements that were waited for.
     """
 
     def __init__(self, result: Any, at: int, of: int) -> None:
         self.sqlstate = (result.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode()
         severity = (result.error_field(pq.DiagnosticField.SEVERITY_NONLOCALIZED) or b"").decode()
-        self.ends_connection = severity in {"FATAL", "PANIC"} or not self.sqlstate
-        self.at_the_end = at == of - 1
+        self.ends_connection = severity != "ERROR"
+        # A pooler speaks for a server that it lost, and cannot know how far that one came.
+        self.stopped_before_the_end = bool(severity) and at < of - 1
         # The detail and the context of a message may carry values; its primary line does not.
         message = result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or b""
         super().__init__(message.decode(errors="replace"))
@@ -111,8 +113,8 @@ class Wire:
             return False
         return bool(self._pgconn.transaction_status == pq.TransactionStatus.IDLE)
 
-    def put(self, command: Command) -> None:
-        """Queue a statement."""
+    def put(self, command: Command, *, wants_rows: bool = True) -> None:
+        """Queue a statement. Its rows are answered where it gives some and they are wanted."""
         values = [_encoded(value) for value in command.params]
         formats = [_BINARY] * len(values)
         try:
@@ -123,7 +125,7 @@ class Wire:
                 self._pgconn.send_query_params(command.sql.encode(), values, _oids(command.params), formats, _BINARY)
         except psycopg.Error as error:
             raise Lost(_text(error)) from error
-        self._pending.append(_Pending(command.gives_rows, None))
+        self._pending.append(_Pending(command.gives_rows and wants_rows, None))
         self.queued_bytes += sum(map(len, filter(None, values)))
         self._synced = False
 
@@ -140,6 +142,13 @@ class Wire:
             self._pending.append(_Pending(False, sql))
             self._prepared[sql] = name
         return name
+
+    def push(self) -> None:
+        """Send what is queued, as far as it goes without waiting: the server may begin."""
+        try:
+            self._pgconn.flush()
+        except psycopg.Error as error:
+            raise Lost(_text(error)) from error
 
     def forget(self) -> None:
         """Prepare everything anew from here on: something between us and the server has lost or replaced it."""
