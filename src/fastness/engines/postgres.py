@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import random
+import types
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
@@ -289,7 +290,7 @@ class PostgresEngine:
     async def _release(self, wire: Wire) -> None:
         assert self._pool is not None
         if wire.end():
-            await self._pool.putconn(wire.connection)
+            await _give_back(self._pool, wire.connection)
         else:
             await self._discard(wire)
 
@@ -453,7 +454,35 @@ class _TryAgainError(Exception):
 async def _drop(pool: Pool, connection: psycopg.AsyncConnection[Any]) -> None:
     """Close a connection and give it back, so that the pool makes another."""
     connection.pgconn.finish()  # ``close`` of a pooled connection may be the same as giving it back
-    await pool.putconn(connection)
+    await _give_back(pool, connection)
+
+
+async def _give_back(pool: Pool, connection: psycopg.AsyncConnection[Any]) -> None:
+    """Give a connection back, also when the caller is cancelled meanwhile: half given back, it would be lost for good.
+
+    It hardly ever has to wait for the pool. So it is begun here, and only what is left of it becomes a task.
+    """
+    giving = pool.putconn(connection)
+    try:
+        waits_for = giving.send(None)
+    except StopIteration:
+        return
+    await asyncio.shield(asyncio.get_running_loop().create_task(_rest_of(giving, waits_for)))
+
+
+@types.coroutine
+def _rest_of(begun: Coroutine[Any, Any, None], waits_for: Any) -> Generator[Any, Any, None]:
+    """Go on with a coroutine from what it waits for."""
+    try:
+        while True:
+            try:
+                sent = yield waits_for
+            except BaseException as error:  # noqa: BLE001 - whatever it is, it is for the coroutine
+                waits_for = begun.throw(error)
+            else:
+                waits_for = begun.send(sent)
+    except StopIteration:
+        return
 
 
 async def _try_on(pool: Pool) -> None:
