@@ -13,30 +13,24 @@ from __future__ import annotations
 
 import asyncio
 import random
-import types
-import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
 import psycopg
-from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
 from fastness.engines.binding import Binding
 from fastness.engines.engine import Clock
 from fastness.engines.postgres_faults import LOCK_TIMEOUT, STALE_STATEMENT, TRANSIENT, ends_connection, explain
 from fastness.engines.postgres_open import (
-    bring_up_to_date,
-    connect,
-    is_direct,
+    Place,
     migration_script,
     place_of,
-    place_of_pool,
     schema_findings,
     session_settings,
-    set_up,
     translated,
 )
+from fastness.engines.postgres_pool import Connections, Pool
 from fastness.engines.postgres_run import Attempt, BatchHook, Session
 from fastness.engines.postgres_signals import Notices
 from fastness.engines.postgres_wire import Lost, Refused, Wire
@@ -53,7 +47,6 @@ from fastness.sql.program import ProgramFactory
 __all__ = ["BatchHook", "PostgresEngine", "PostgresSnapshot"]
 
 T = TypeVar("T")
-Pool = AsyncConnectionPool[psycopg.AsyncConnection[Any]]
 
 DEFAULT_POOL_SIZE = 8
 DEFAULT_PATIENCE_MS = 30_000
@@ -86,24 +79,25 @@ class PostgresEngine:
     ) -> None:
         self.durability_tier: DurabilityTier = "durable"
         self.rows_per_read = 10_000
-        if pool is not None and not isinstance(pool, AsyncConnectionPool):
-            raise InvalidInputError("pool", "must be an AsyncConnectionPool of psycopg_pool")
         if patience_ms > _MAX_PATIENCE_MS:
             raise InvalidInputError("patience_ms", f"is {patience_ms} and must be at most {_MAX_PATIENCE_MS}")
-        self.place = place_of(conninfo, schema)
+        place = place_of(conninfo, schema)
         settings = session_settings(schema, max(patience_ms // 3, 1), patience_ms)
         self._session = Session(settings, clock, before_batch)
         self._patience_s = patience_ms / 1000
-        self._size = pool_size
-        self._create = create
-        self._given_pool = pool
-        self._pool: Pool | None = None
-        self._wires: weakref.WeakKeyDictionary[psycopg.AsyncConnection[Any], Wire] = weakref.WeakKeyDictionary()
+        self._connections = Connections(
+            place, settings, size=pool_size, patience_s=self._patience_s, create=create, given=pool
+        )
         self._binding = Binding()
         self._opening = asyncio.Lock()
-        self._notices = Notices(self.place, listen_url, self._tell)
+        self._notices = Notices(place, listen_url, self._tell)
         self._in_use = 0
         self._unused = asyncio.Event()
+
+    @property
+    def place(self) -> Place:
+        """Where the database is."""
+        return self._connections.place
 
     def __repr__(self) -> str:
         return f"PostgresEngine({self.place.name}, schema={self.place.schema!r})"
@@ -116,13 +110,11 @@ class PostgresEngine:
         self._binding.enter()
         with self._using():
             async with self._opening:
-                if self._pool is not None:
+                if self._connections.is_open:
                     return
                 self._binding.enter()
-                if self._given_pool is not None:
-                    await self._adopt_pool(self._given_pool)
-                else:
-                    self._pool = await self._open_pool()
+                await self._connections.open()
+                self._notices.move(self.place, direct=self._connections.direct)
 
     @contextmanager
     def _using(self) -> Iterator[None]:
@@ -134,43 +126,6 @@ class PostgresEngine:
             self._in_use -= 1
             if not self._in_use:
                 self._unused.set()
-
-    async def _open_pool(self) -> Pool:
-        connection = await connect(self.place)
-        try:
-            await bring_up_to_date(connection, self.place, create=self._create)
-            self._notices.direct = await is_direct(connection)
-        finally:
-            await connection.close()
-        pool: Pool = AsyncConnectionPool(
-            self.place.conninfo,
-            kwargs={"autocommit": True, "prepare_threshold": None},
-            min_size=1,
-            max_size=self._size,
-            configure=self._set_up,
-            # The pool would wait ever longer between tries. Whoever needs a connection waits here, with a bound.
-            reconnect_timeout=0.001,
-            reconnect_failed=_try_on,
-            open=False,
-            name="fastness",
-        )
-        await pool.open()
-        return pool
-
-    async def _adopt_pool(self, pool: Pool) -> None:
-        self.place = await place_of_pool(pool, self.place.schema)
-        self._notices.move(self.place)
-        try:
-            async with pool.connection() as connection:
-                await bring_up_to_date(connection, self.place, create=self._create)
-                self._notices.direct = await is_direct(connection)
-        except psycopg.Error as error:
-            raise translated(error, self.place) from None
-        self._pool = pool
-
-    async def _set_up(self, connection: psycopg.AsyncConnection[Any]) -> None:
-        own = await set_up(connection, self._session.settings)
-        self._wires[connection] = Wire(connection, prepares=own, own_session=own)
 
     # --- running programs ---
 
@@ -194,7 +149,7 @@ class PostgresEngine:
         tries = 0
         self._in_use += 1  # as ``_using`` does, without what that costs each operation
         try:
-            if self._pool is None:
+            if not self._connections.is_open:
                 await self.start()
             while True:
                 try:
@@ -211,103 +166,37 @@ class PostgresEngine:
                 self._unused.set()
 
     async def _attempt(self, run: Callable[[Attempt], Awaitable[Any]], started: float) -> Any:
-        wire = await self._acquire(started)
-        attempt = Attempt(wire, self._session)
+        wire = await self._connections.acquire(started)
+        attempt = Attempt(wire, self._session, alone=self._in_use == 1)
         try:
             result = await run(attempt)
         except Lost as lost:
-            await self._discard(wire)
+            await self._connections.discard(wire)
             if attempt.committing:
                 raise CommitOutcomeUnknownError(str(lost)) from None
             raise _TryAgainError(lost) from None
         except Refused as refused:
             if refused.ends_connection and attempt.committing and not refused.stopped_before_the_end:
-                await self._discard(wire)
+                await self._connections.discard(wire)
                 raise CommitOutcomeUnknownError(str(refused)) from None
             if ends_connection(refused):
-                await self._discard(wire)
+                await self._connections.discard(wire)
                 raise _TryAgainError(refused) from None
             if refused.sqlstate in STALE_STATEMENT:
                 wire.forget()
-            await self._recover(wire)
+            await self._connections.recover(wire)
             if refused.sqlstate in TRANSIENT:
                 raise _TryAgainError(refused) from None
             raise explain(refused, self.place.schema) from None
         except Exception:
-            await self._recover(wire)
+            await self._connections.recover(wire)
             raise
         except BaseException:
             # Cancelled: what is in flight is not waited for. The server ends the transaction with the connection.
-            await self._discard(wire)
+            await self._connections.discard(wire)
             raise
-        await self._release(wire)
+        await self._connections.release(wire)
         return result
-
-    # --- connections ---
-
-    async def _acquire(self, started: float) -> Wire:
-        """Get a connection that is alive. Raises ``ContendedError`` or why the server lets nobody in."""
-        loop = asyncio.get_running_loop()
-        pool = self._pool
-        assert pool is not None  # the engine was started
-        while True:
-            left = self._patience_s - (loop.time() - started)
-            try:
-                connection = await pool.getconn(timeout=max(left, 0.001))
-            except PoolTimeout:
-                raise await self._shut_out(round((loop.time() - started) * 1000)) from None
-            except PoolClosed:
-                raise HandleUnusableError("has a pool that was closed", "open a new one") from None
-            wire = self._wires.get(connection)
-            try:
-                if wire is None:
-                    wire = await self._adopt(connection)
-                wire.begin()
-            except (Lost, psycopg.Error):
-                await _drop(pool, connection)
-                continue
-            except BaseException:
-                await _drop(pool, connection)
-                raise
-            return wire
-
-    async def _adopt(self, connection: psycopg.AsyncConnection[Any]) -> Wire:
-        """Get to know a connection of the application's pool."""
-        direct = await is_direct(connection)
-        await connection.rollback()
-        wire = self._wires[connection] = Wire(connection, prepares=direct, own_session=False)
-        return wire
-
-    async def _shut_out(self, waited_ms: int) -> BaseException:
-        """Say why there was no connection: the server lets nobody in, or all of ours are in use."""
-        try:
-            connection = await connect(self.place)
-        except BackendError as error:
-            return error
-        await connection.close()
-        return ContendedError("all connections of the pool stayed in use", waited_ms)
-
-    async def _release(self, wire: Wire) -> None:
-        assert self._pool is not None
-        if wire.end():
-            await _give_back(self._pool, wire.connection)
-        else:
-            await self._discard(wire)
-
-    async def _recover(self, wire: Wire) -> None:
-        """Leave the transaction and give the connection back; one that cannot is given up."""
-        try:
-            await wire.rollback()
-        except BaseException as error:
-            await self._discard(wire)
-            if not isinstance(error, Lost):
-                raise
-            return
-        await self._release(wire)
-
-    async def _discard(self, wire: Wire) -> None:
-        assert self._pool is not None
-        await _drop(self._pool, wire.connection)
 
     # --- snapshots, care, end ---
 
@@ -320,13 +209,13 @@ class PostgresEngine:
             started = loop.time()
             wire = held = None
             while wire is None or held is None:
-                wire = await self._acquire(started)
+                wire = await self._connections.acquire(started)
                 held = await self._held(wire, started)
             try:
                 yield held
             finally:
                 held.ended = True
-                await self._recover(wire)
+                await self._connections.recover(wire)
 
     async def _held(self, wire: Wire, started: float) -> PostgresSnapshot | None:
         """Take a snapshot; None where the connection turned out to be gone and there is time for another."""
@@ -334,7 +223,7 @@ class PostgresEngine:
         try:
             await held.begin()
         except BaseException:
-            await self._recover(wire)
+            await self._connections.recover(wire)
             if held.lost and asyncio.get_running_loop().time() - started < self._patience_s:
                 return None
             raise
@@ -347,9 +236,8 @@ class PostgresEngine:
             return await self._verified()
 
     async def _verified(self) -> list[str]:
-        assert self._pool is not None
         try:
-            async with self._pool.connection() as connection:
+            async with self._connections.borrowed() as connection:
                 return await schema_findings(connection, self.place.schema)
         except psycopg.Error as error:
             raise translated(error, self.place) from None
@@ -369,8 +257,7 @@ class PostgresEngine:
         return await self._notices.wait(seen, timeout_s)
 
     async def _tell(self, channel: str) -> None:
-        assert self._pool is not None
-        async with self._pool.connection() as connection:
+        async with self._connections.borrowed() as connection:
             await connection.execute("select pg_notify(%s, '')", (channel,))
 
     async def close(self) -> None:
@@ -384,9 +271,7 @@ class PostgresEngine:
             self._unused.clear()
             await self._unused.wait()
         await self._notices.close()
-        pool, self._pool = self._pool, None
-        if pool is not None and self._given_pool is None:
-            await pool.close()
+        await self._connections.close()
 
 
 class PostgresSnapshot:
@@ -449,44 +334,3 @@ class _TryAgainError(Exception):
             )
             return ContendedError(what, waited_ms)
         return explain(self.cause, schema)
-
-
-async def _drop(pool: Pool, connection: psycopg.AsyncConnection[Any]) -> None:
-    """Close a connection and give it back, so that the pool makes another."""
-    connection.pgconn.finish()  # ``close`` of a pooled connection may be the same as giving it back
-    await _give_back(pool, connection)
-
-
-async def _give_back(pool: Pool, connection: psycopg.AsyncConnection[Any]) -> None:
-    """Give a connection back, also when the caller is cancelled meanwhile: half given back, it would be lost for good.
-
-    It hardly ever has to wait for the pool. So it is begun here, and only what is left of it becomes a task.
-    """
-    giving = pool.putconn(connection)
-    try:
-        waits_for = giving.send(None)
-    except StopIteration:
-        return
-    await asyncio.shield(asyncio.get_running_loop().create_task(_rest_of(giving, waits_for)))
-
-
-@types.coroutine
-def _rest_of(begun: Coroutine[Any, Any, None], waits_for: Any) -> Generator[Any, Any, None]:
-    """Go on with a coroutine from what it waits for."""
-    try:
-        while True:
-            try:
-                sent = yield waits_for
-            except BaseException as error:  # noqa: BLE001 - whatever it is, it is for the coroutine
-                waits_for = begun.throw(error)
-            else:
-                waits_for = begun.send(sent)
-    except StopIteration:
-        return
-
-
-async def _try_on(pool: Pool) -> None:
-    """The pool failed to connect: where somebody waits for a connection, have it try again soon."""
-    await asyncio.sleep(random.uniform(0.1, 0.3))  # noqa: S311 - jitter
-    if pool.get_stats().get("requests_waiting"):
-        await pool.check()

@@ -82,7 +82,9 @@ _KINDS: tuple[tuple[frozenset[str], type[BackendError], str], ...] = (
     (frozenset({"57014"}), BackendError, "raise statement_timeout for this role, or retry the same call"),
 )
 
+_PASSING = re.compile(r"starting up|shutting down|not yet accepting|recovery mode", re.IGNORECASE)
 _PLACES = (
+    (_PASSING, "wait until the server is up, then retry"),
     (re.compile(r"the pool .* (not open|closed)"), "open the pool before it is handed in, and close it last"),
     (re.compile(r"couldn't get a connection after"), "give the pool more connections or more time"),
     (
@@ -101,11 +103,15 @@ _PLACES = (
         "name the primary server: a replica cannot keep sessions",
     ),
     (re.compile(r"no pg_hba.conf entry|not permitted to log in", re.IGNORECASE), "let this role in on the server"),
-    (re.compile(r"starting up|shutting down", re.IGNORECASE), "wait until the server is up, then retry"),
     (re.compile(r"unsupported startup parameter", re.IGNORECASE), "have the pooler ignore that parameter"),
     (re.compile(r"SSL|certificate", re.IGNORECASE), "check sslmode and the certificates"),
     (re.compile(r"refused|No such file|timeout|timed out", re.IGNORECASE), "check host and port, and start the server"),
 )
+
+
+def is_passing(message: str) -> bool:
+    """Whether a server that did not let us in says itself that it will before long."""
+    return _PASSING.search(message) is not None
 
 
 def unreachable(message: str, place: str) -> StoreError:

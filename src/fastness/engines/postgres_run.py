@@ -30,8 +30,8 @@ _DISCARD_PLANS = Command("discard plans", ())
 
 _MUCH = 1 << 20
 
-_TAKEN, _REFERENCE_GONE = "23505", "23503"
-_MISTAKEN = frozenset({FACTS_DIFFER, _TAKEN, _REFERENCE_GONE})
+_TAKEN, _REFERENCE_GONE, _SEVERAL_ROWS = "23505", "23503", "21000"
+_MISTAKEN = frozenset({FACTS_DIFFER, _TAKEN, _REFERENCE_GONE, _SEVERAL_ROWS})
 """What a server refuses of writes that were decided on facts which turned out to be others."""
 
 
@@ -56,10 +56,14 @@ class Outcome(NamedTuple):
 
 
 class Attempt:
-    """One attempt to run a program in a transaction of its own."""
+    """One attempt to run a program in a transaction of its own.
 
-    def __init__(self, wire: Wire, session: Session) -> None:
+    ``alone``: nothing else is under way in this process, so that there is time to let the server begin early.
+    """
+
+    def __init__(self, wire: Wire, session: Session, *, alone: bool = False) -> None:
         self.committing = False
+        self._alone = alone
         self._wire = wire
         self._session = session
         self._wrote = self._wakes = False
@@ -105,7 +109,8 @@ class Attempt:
     async def _speculate(self, program: Any, read: Read, expect: Sequence[Expected]) -> Outcome | None:
         """Decide on the facts that are expected, and have the server refuse if they are others. None: it did.
 
-        The server locks and looks while the program is decided and its writes are encoded here.
+        Where there is time for it, the server locks and looks while the program is decided here. Where many programs
+        wait for this process, that would cost another packet for each.
         """
         wire, time = self._wire, self._session.time
         self._before(read)
@@ -113,7 +118,8 @@ class Attempt:
         for command in commands([item for item in read.statements if isinstance(item, Lock | LockNames)], time):
             wire.put(command)
         wire.put(requirement(read.statements, expect, time))
-        wire.push()
+        if self._alone:
+            wire.push()
         guess = _decide(program, expect)
         if guess is None:
             await wire.rollback()

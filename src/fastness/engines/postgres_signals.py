@@ -38,8 +38,9 @@ class Notices:
         self._teller: asyncio.Task[None] | None = None
         self._listener: asyncio.Task[None] | None = None
 
-    def move(self, place: Place) -> None:
-        """Listen there, unless another place for that was named."""
+    def move(self, place: Place, *, direct: bool) -> None:
+        """The engine opened this place. Listen there, unless another one was named for that."""
+        self.direct = direct
         if not self._listens_apart:
             self._place = place
 

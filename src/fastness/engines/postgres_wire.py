@@ -115,7 +115,10 @@ class Wire:
 
     def put(self, command: Command, *, wants_rows: bool = True) -> None:
         """Queue a statement. Its rows are answered where it gives some and they are wanted."""
-        values = [_encoded(value) for value in command.params]
+        values = [
+            value.encode() if type(value) is str else _INT8(value) if type(value) is int else _encoded(value)
+            for value in command.params
+        ]
         formats = [_BINARY] * len(values)
         try:
             name = self._name(command.sql, command.params) if self._prepares else None
@@ -270,12 +273,8 @@ def _oids(params: Sequence[Value]) -> list[int]:
 
 
 def _encoded(value: Value) -> bytes | None:
-    kind = type(value)
-    if kind is int:
-        return _INT8(value)
-    if kind is str:
-        return value.encode()  # type: ignore[union-attr]
-    if kind is bool:
+    """Give a value that is neither a text nor a number, which most are."""
+    if type(value) is bool:
         return b"\x01" if value else b"\x00"
     return value  # type: ignore[return-value]
 

@@ -431,7 +431,11 @@ def _migrate(link: Link, known: tuple[Migration, ...]) -> None:
         for statement in script(steps):
             cursor.execute(statement)
         cursor.execute("commit")
-    except BaseException:
+    except BaseException as error:
         if link.connection.in_transaction:
             cursor.execute("rollback")
+        if isinstance(error, apsw.SQLError):  # not the file's fault: what it holds does not fit the statements
+            raise DatabaseOpenError(
+                f"{link.place} could not be migrated ({error})", "restore it from a backup; nothing was changed"
+            ) from error
         raise

@@ -64,8 +64,10 @@ __all__ = [
 ACTIVE = claim_table("turn_input", "input_id", ", state = 'accepted'")
 NEXT = claim_table("turn_input", "input_id", ", state = 'deferred_next_turn', turn_id = null, min_boundary = null")
 
-_TURN_IS_SETTLED = """exists (
-        select 1 from commit_log c where c.sid = t.sid and c.turn_id = t.turn_id and c.turn_hash is not null)"""
+# With its limit it is looked up row by row; an ``exists`` may be planned as a table of every receipt there is.
+_TURN_IS_SETTLED = """(
+        select 1 from commit_log c where c.sid = t.sid and c.turn_id = t.turn_id and c.turn_hash is not null limit 1
+        ) is not null"""
 
 _WAITING = f"""
     select t.input_id, t.seq, t.state, t.admission_token, {_TURN_IS_SETTLED}, t.enqueued_ms, {GRANT_COLUMNS}, t.body

@@ -1,0 +1,247 @@
+"""The connections of an engine: where they come from, that they are fit for use, and that none is lost.
+
+It promises that a connection which is handed out is alive as far as anybody can tell, that one in doubt is closed and
+replaced, and that waiting has a bound: then the error says whether the server lets nobody in or all are in use. It
+knows no program.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import types
+import weakref
+from collections.abc import AsyncIterator, Coroutine, Generator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import psycopg
+from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
+
+from fastness.engines.postgres_faults import is_passing
+from fastness.engines.postgres_open import (
+    Place,
+    bring_up_to_date,
+    connect,
+    is_direct,
+    place_of_pool,
+    set_up,
+    translated,
+)
+from fastness.engines.postgres_wire import Lost, Wire
+from fastness.errors import BackendError, ContendedError, DatabaseOpenError, HandleUnusableError, InvalidInputError
+
+Pool = AsyncConnectionPool[psycopg.AsyncConnection[Any]]
+
+_LONGEST_PAUSE_S = 0.5
+
+
+class Connections:
+    """A pool of its own, or the application's, which is used as it is and stays open.
+
+    ``settings`` are set once on connections of our own that lead to the server itself (``direct``).
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        settings: tuple[tuple[str, str], ...],
+        *,
+        size: int,
+        patience_s: float,
+        create: bool,
+        given: Pool | None = None,
+    ) -> None:
+        if given is not None and not isinstance(given, AsyncConnectionPool):
+            raise InvalidInputError("pool", "must be an AsyncConnectionPool of psycopg_pool")
+        self.place = place
+        self.direct = False
+        self._settings = settings
+        self._size = size
+        self._patience_s = patience_s
+        self._create = create
+        self._given = given
+        self._pool: Pool | None = None
+        self._wires: weakref.WeakKeyDictionary[psycopg.AsyncConnection[Any], Wire] = weakref.WeakKeyDictionary()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether connections can be had."""
+        return self._pool is not None
+
+    async def open(self) -> None:
+        """Bring the database up to date and open the pool. Waits for a server that is coming up, and for nothing else.
+
+        Raises ``DatabaseOpenError`` or ``DatabaseReadOnlyError``.
+        """
+        if self._given is not None:
+            await self._adopt_pool(self._given)
+            return
+        connection = await self._first()
+        try:
+            await bring_up_to_date(connection, self.place, create=self._create)
+            self.direct = await is_direct(connection)
+        finally:
+            await connection.close()
+        pool: Pool = AsyncConnectionPool(
+            self.place.conninfo,
+            kwargs={"autocommit": True, "prepare_threshold": None},
+            min_size=1,
+            max_size=self._size,
+            configure=self._set_up,
+            # The pool would wait ever longer between tries. Whoever needs a connection waits here, with a bound.
+            reconnect_timeout=0.001,
+            reconnect_failed=_try_on,
+            open=False,
+            name="fastness",
+        )
+        await pool.open()
+        self._pool = pool
+
+    async def _first(self) -> psycopg.AsyncConnection[Any]:
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        while True:
+            try:
+                return await connect(self.place)
+            except DatabaseOpenError as error:
+                pause = random.uniform(0.5, 1.0) * _LONGEST_PAUSE_S  # noqa: S311 - jitter
+                if not is_passing(error.detail) or loop.time() - started + pause > self._patience_s:
+                    raise
+            await asyncio.sleep(pause)
+
+    async def _adopt_pool(self, pool: Pool) -> None:
+        self.place = await place_of_pool(pool, self.place.schema)
+        try:
+            async with pool.connection() as connection:
+                await bring_up_to_date(connection, self.place, create=self._create)
+                self.direct = await is_direct(connection)
+        except psycopg.Error as error:
+            raise translated(error, self.place) from None
+        self._pool = pool
+
+    async def _set_up(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        own = await set_up(connection, self._settings)
+        self._wires[connection] = Wire(connection, prepares=own, own_session=own)
+
+    async def acquire(self, started: float) -> Wire:
+        """Get a connection that is alive. Raises ``ContendedError`` or why the server lets nobody in.
+
+        ``started`` is when the caller began to wait, on the loop's clock.
+        """
+        loop = asyncio.get_running_loop()
+        pool = self._pool
+        if pool is None:
+            raise HandleUnusableError("is closed", "open a new one")
+        while True:
+            left = self._patience_s - (loop.time() - started)
+            try:
+                connection = await pool.getconn(timeout=max(left, 0.001))
+            except PoolTimeout:
+                raise await self._shut_out(round((loop.time() - started) * 1000)) from None
+            except PoolClosed:
+                raise HandleUnusableError("has a pool that was closed", "open a new one") from None
+            try:
+                wire = self._wires.get(connection) or await self._adopt(connection)
+                wire.begin()
+            except (Lost, psycopg.Error):
+                await _drop(pool, connection)
+                continue
+            except BaseException:
+                await _drop(pool, connection)
+                raise
+            return wire
+
+    async def _adopt(self, connection: psycopg.AsyncConnection[Any]) -> Wire:
+        """Get to know a connection of the application's pool."""
+        direct = await is_direct(connection)
+        await connection.rollback()
+        wire = self._wires[connection] = Wire(connection, prepares=direct, own_session=False)
+        return wire
+
+    async def _shut_out(self, waited_ms: int) -> BaseException:
+        """Say why there was no connection: the server lets nobody in, or all of ours are in use."""
+        try:
+            connection = await connect(self.place)
+        except BackendError as error:
+            return error
+        await connection.close()
+        return ContendedError("all connections of the pool stayed in use", waited_ms)
+
+    async def release(self, wire: Wire) -> None:
+        """Give a connection back after a transaction that has ended."""
+        if self._pool is not None and wire.end():
+            await _give_back(self._pool, wire.connection)
+        else:
+            await self.discard(wire)
+
+    async def recover(self, wire: Wire) -> None:
+        """Leave the transaction and give the connection back; one that cannot is given up."""
+        try:
+            await wire.rollback()
+        except BaseException as error:
+            await self.discard(wire)
+            if not isinstance(error, Lost):
+                raise
+            return
+        await self.release(wire)
+
+    async def discard(self, wire: Wire) -> None:
+        """Close a connection that is in doubt: the server ends its transaction, and the pool makes another."""
+        if self._pool is not None:
+            await _drop(self._pool, wire.connection)
+
+    @asynccontextmanager
+    async def borrowed(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+        """Lend a connection for what is no program."""
+        if self._pool is None:
+            raise HandleUnusableError("is closed", "open a new one")
+        async with self._pool.connection() as connection:
+            yield connection
+
+    async def close(self) -> None:
+        """Close the pool, unless it is the application's."""
+        pool, self._pool = self._pool, None
+        if pool is not None and self._given is None:
+            await pool.close()
+
+
+async def _drop(pool: Pool, connection: psycopg.AsyncConnection[Any]) -> None:
+    """Close a connection and give it back, so that the pool makes another."""
+    connection.pgconn.finish()  # ``close`` of a pooled connection may be the same as giving it back
+    await _give_back(pool, connection)
+
+
+async def _give_back(pool: Pool, connection: psycopg.AsyncConnection[Any]) -> None:
+    """Give a connection back, also when the caller is cancelled meanwhile: half given back, it would be lost for good.
+
+    It hardly ever has to wait for the pool. So it is begun here, and only what is left of it becomes a task.
+    """
+    giving = pool.putconn(connection)
+    try:
+        waits_for = giving.send(None)
+    except StopIteration:
+        return
+    await asyncio.shield(asyncio.get_running_loop().create_task(_rest_of(giving, waits_for)))
+
+
+@types.coroutine
+def _rest_of(begun: Coroutine[Any, Any, None], waits_for: Any) -> Generator[Any, Any, None]:
+    """Go on with a coroutine from what it waits for."""
+    try:
+        while True:
+            try:
+                sent = yield waits_for
+            except BaseException as error:  # noqa: BLE001 - whatever it is, it is for the coroutine
+                waits_for = begun.throw(error)
+            else:
+                waits_for = begun.send(sent)
+    except StopIteration:
+        return
+
+
+async def _try_on(pool: Pool) -> None:
+    """The pool failed to connect: where somebody waits for a connection, have it try again soon."""
+    await asyncio.sleep(random.uniform(0.1, 0.3))  # noqa: S311 - jitter
+    if pool.get_stats().get("requests_waiting"):
+        await pool.check()
