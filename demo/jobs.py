@@ -13,6 +13,8 @@ from fastness.replay import PlannedTurn, Replay, plan_replay
 
 OWN_CONVERSATIONS = Path(__file__).with_name("conversations.json")
 OWN_COPIES = 8
+DATABASE = "FASTNESS_DEMO_DATABASE"
+"""The environment variable that tells a worker the url of the database."""
 
 _SPACE = re.compile(r"\s*")
 

@@ -13,7 +13,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import random
+import re
 import signal
 import sys
 import tempfile
@@ -23,7 +25,7 @@ from pathlib import Path
 
 import msgspec
 from audit import Findings, audit
-from jobs import OWN_CONVERSATIONS, Job, jobs_of, sources_of
+from jobs import DATABASE, OWN_CONVERSATIONS, Job, jobs_of, sources_of
 
 from fastness.errors import InvalidInputError
 from fastness.factory import EngineSessionStoreFactory, open_database
@@ -34,6 +36,7 @@ from fastness.persistence import CheckReport, SessionStoreCreateRequest, StoreEr
 JOBS_AT_ONCE = 3
 COMMIT_TAKES_S = 0.003
 TIME_LIMIT_S = 110.0
+_PASSWORD = re.compile(r"^(\w+://[^/?@:]*):[^/?]*(?=@)")
 WORKER = Path(__file__).with_name("worker.py")
 
 
@@ -109,10 +112,11 @@ class Demo:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 str(WORKER),
-                self._url,
                 str(self._path),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
+                # Not an argument: everybody on the machine could read it, and it may hold a password.
+                env={**os.environ, DATABASE: self._url},
             )
             worker = Worker(process)
             try:
@@ -205,6 +209,13 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
+def shown(url: str) -> str:
+    """The url without a password, wherever in it that stands."""
+    base, mark, query = _PASSWORD.sub(r"\1", url).partition("?")
+    kept = "&".join(part for part in query.split("&") if not part.startswith(("password=", "sslpassword=")))
+    return f"{base}{mark}{kept}" if kept else base
+
+
 def verdict(jobs: list[Job], score: Score, found: Findings) -> str:
     """The line that counts."""
     conversations = sum(len(job.branches) for job in jobs)
@@ -224,9 +235,9 @@ async def demonstrate(url: str, path: Path, workers: int, kills: int) -> int:
     async with open_database(url) as factory:
         if (await factory.list_sessions(limit=1)).sessions:
             raise InvalidInputError(
-                f"database {url!r}", "holds sessions already; name one that the demo can have alone"
+                f"database {shown(url)!r}", "holds sessions already; name one that the demo can have alone"
             )
-        say(f"{workers} workers replay {len(jobs)} sessions of {path.name} into {url}")
+        say(f"{workers} workers replay {len(jobs)} sessions of {path.name} into {shown(url)}")
         demo = Demo(url, path, jobs, factory, planned)
         try:
             await asyncio.wait_for(demo.run(workers), TIME_LIMIT_S)

@@ -13,7 +13,7 @@ import random
 import sys
 from pathlib import Path
 
-from jobs import Job, jobs_of
+from jobs import DATABASE, Job, jobs_of
 
 from fastness.persistence import RuntimePersistence, SessionStoreCreateRequest, StoreError, open_database
 from fastness.replay import PlannedTurn, Replayer
@@ -79,4 +79,4 @@ async def work(url: str, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(work(sys.argv[1], Path(sys.argv[2])))
+    asyncio.run(work(os.environ[DATABASE], Path(sys.argv[1])))

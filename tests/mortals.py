@@ -1,4 +1,4 @@
-"""Processes that are there to be killed, stopped and raced. Run as ``python -m tests.mortals DATABASE``.
+"""Processes that are there to be killed, stopped and raced. Run as ``python -m tests.mortals URL``.
 
 This process is a nursery: it imports everything once, forks a child for each line that it reads, and says on its output
 who was born. A child has its own database connection and speaks in short lines, each written at once::
@@ -8,18 +8,23 @@ who was born. A child has its own database connection and speaks in short lines,
     lane PID SESSION TOKEN        the lane was granted
     done PID SESSION TEXT,…       the commit that settled these inputs was acknowledged
     lost PID SESSION ERROR        a turn was refused
+    fed PID - -                   all input was submitted
+    idle PID - -                  nothing waited anywhere
 
 ``work`` makes a child run turns until it is killed. ``race`` and ``zombie`` make children that do one thing for each
-further line that they read from a named pipe.
+further line that they read from a named pipe. ``feed`` and ``serve`` are a fleet's: see ``tests.fleet``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 import sys
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 from fastness.conformance.builders import node, usage
 from fastness.errors import StoreError
@@ -27,7 +32,6 @@ from fastness.liveness import mint_owner
 from fastness.model import (
     Acquired,
     Append,
-    Busy,
     PendingTurnInputDraft,
     RuntimeCommit,
     RuntimePersistence,
@@ -37,32 +41,13 @@ from fastness.model import (
     TurnInputClaim,
     Unchanged,
 )
-from fastness.model.turn_input import NextTurn, TextItem
-from fastness.persistence import SqliteSessionStoreFactory
+from fastness.model.turn_input import NextTurn
+from fastness.persistence import open_database
+from tests import fleet
+from tests.fleet import TTL_MS, say, take_lane, text_of
 
 SESSIONS = ("a", "b")
-TTL_MS = 60_000
 ZOMBIE_TTL_MS = 700
-
-
-def say(*words: object) -> None:
-    """Write one line at once, whole: what is said before a kill arrives, what is not said did not happen."""
-    os.write(1, (" ".join(map(str, words)) + "\n").encode())
-
-
-def text_of(claim: TurnInputClaim) -> list[str]:
-    """What the inputs of a claim say."""
-    return [item.text for row in claim.inputs for item in row.input.items if isinstance(item, TextItem)]
-
-
-async def take_lane(store: RuntimePersistence, session_id: str) -> SessionExecutionLease | None:
-    """Claim a lane, over the head of a holder that was killed; None: somebody alive has it."""
-    owner = mint_owner("mortal")
-    outcome = await store.try_claim_session_execution_lease(session_id, owner, TTL_MS)
-    if isinstance(outcome, Busy):
-        observed = outcome.holder.fence()
-        outcome = await store.reclaim_session_execution_lease(session_id, owner, observed, TTL_MS)
-    return outcome.lease if isinstance(outcome, Acquired) else None
 
 
 async def settlement(
@@ -104,9 +89,9 @@ async def turn(store: RuntimePersistence, session_id: str, name: str) -> None:
     say("done", os.getpid(), session_id, ",".join(text_of(claim)))
 
 
-async def work(path: Path) -> None:
+async def work(url: str) -> None:
     """Run turns on all sessions in turn, for ever."""
-    async with SqliteSessionStoreFactory(path) as factory:
+    async with open_database(url) as factory:
         stores = {name: await factory.create_store(SessionStoreCreateRequest(name)) for name in SESSIONS}
         count = 0
         while True:
@@ -118,9 +103,9 @@ async def work(path: Path) -> None:
                     say("lost", os.getpid(), session_id, type(error).__name__)
 
 
-async def race(path: Path, orders: Path) -> None:
+async def race(url: str, orders: Path) -> None:
     """For each line: claim the lane, say what came of it, and give it back at the next line."""
-    async with SqliteSessionStoreFactory(path) as factory:
+    async with open_database(url) as factory:
         store = await factory.create_store(SessionStoreCreateRequest("a"))
         with orders.open() as lines:
             for _ in lines:
@@ -134,9 +119,9 @@ async def race(path: Path, orders: Path) -> None:
                 say("free", os.getpid(), "a", "-")
 
 
-async def zombie(path: Path, orders: Path) -> None:
+async def zombie(url: str, orders: Path) -> None:
     """Claim lane and input for a short time, and commit when a line comes, however late that is."""
-    async with SqliteSessionStoreFactory(path) as factory:
+    async with open_database(url) as factory:
         store = await factory.create_store(SessionStoreCreateRequest("a"))
         outcome = await store.try_claim_session_execution_lease("a", mint_owner("zombie"), ZOMBIE_TTL_MS)
         assert isinstance(outcome, Acquired)
@@ -153,16 +138,25 @@ async def zombie(path: Path, orders: Path) -> None:
             say("lost", os.getpid(), "a", type(error).__name__)
 
 
-def live(role: str, path: Path, *orders: Path) -> None:
+def live(role: str, url: str, *orders: Path) -> None:
     """Be what one was born for."""
-    if role == "work":
-        asyncio.run(work(path))
-    else:
-        asyncio.run({"race": race, "zombie": zombie}[role](path, *orders))
+    roles: dict[str, Callable[..., Coroutine[Any, Any, None]]] = {
+        "work": work,
+        "race": race,
+        "zombie": zombie,
+        "feed": fleet.feed,
+        "serve": fleet.serve,
+    }
+    asyncio.run(roles[role](url, *orders))
 
 
-def nursery(path: Path) -> None:
+def nursery(url: str) -> None:
     """Fork a child for each line; bury those that are dead."""
+    # What a child would import by itself it would import once for each kill.
+    import fastness.engines.postgres  # noqa: F401, PLC0415
+
+    # The pool tells its log of every connection that it could not make; a server that was killed needs no telling.
+    logging.getLogger("psycopg").setLevel(logging.CRITICAL)
     gc.freeze()
     for line in sys.stdin:
         role, *orders = line.split()
@@ -178,9 +172,9 @@ def nursery(path: Path) -> None:
             say("born", pid)
             continue
         sys.stdin.close()
-        live(role, path, *map(Path, orders))
+        live(role, url, *map(Path, orders))
         os._exit(0)
 
 
 if __name__ == "__main__":
-    nursery(Path(sys.argv[1]))
+    nursery(sys.argv[1])

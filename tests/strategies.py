@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
 from fastness.conformance.builders import command, task
@@ -44,10 +45,22 @@ COMMIT_FAULTS = (
     "collision",
     "blob",
     "attachment",
+    "attachment",
+    "attachment",
     "fence",
     "frame",
     "stamp",
     "stamp",
+)
+RUN = settings(
+    max_examples=240,
+    stateful_step_count=60,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+    # Shrinking takes minutes; add Phase.shrink to hunt a mismatch that was found.
+    phases=[Phase.generate],
 )
 sessions = st.sampled_from(SESSIONS)
 owners = st.sampled_from(OWNERS)

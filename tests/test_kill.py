@@ -6,104 +6,56 @@ import asyncio
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from fastness.conformance.builders import chain, commit, owner, texts
 from fastness.model import Acquired, FullGraph, SessionStoreCreateRequest, TurnInput
 from fastness.model.turn_input import NextTurn, PendingTurnInputDraft
-from fastness.persistence import SqliteSessionStoreFactory
+from fastness.persistence import open_database
 from fastness.sql.program import Program, Read, Statement
-from tests.mortals import SESSIONS, TTL_MS
+from tests.fleet import TTL_MS
+from tests.mortals import SESSIONS
+from tests.nursery import SHARED, Line, Nursery, database_of, nursery_over
 
-KILLS = 600
 ROUNDS = 60
-Line = tuple[str, int, str, str]
-"""What happened, to whom, in which session, and what: see ``tests.mortals``."""
 
 
-class Nursery:
-    """The process that the mortals are forked from, and what they say."""
+class Pace(NamedTuple):
+    """How many are killed, how many are left alive by it, and the longest pause before a kill in seconds."""
 
-    def __init__(self, database: Path) -> None:
-        command = [sys.executable, "-m", "tests.mortals", str(database)]
-        root = Path(__file__).parents[1]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root, start_new_session=True
-        )
-        self.heard: list[Line] = []
-        self.living: list[int] = []
+    kills: int
+    crew: int
+    pause_s: float
 
-    def order(self, *words: object) -> int:
-        """Have a child born; gives its process id."""
-        assert self.process.stdin is not None
-        self.process.stdin.write((" ".join(map(str, words)) + "\n").encode())
-        self.process.stdin.flush()
-        while True:
-            line = self.listen()
-            if line[0] == "born":
-                self.living.append(line[1])
-                return line[1]
 
-    def listen(self) -> Line:
-        """The next line that anybody says."""
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline().decode()
-        assert line.endswith("\n"), f"the nursery is gone, after {self.heard[-3:]}"
-        what, pid, *rest = line.split()
-        heard = (what, int(pid), *rest) if rest else (what, int(pid), "-", "-")
-        self.heard.append(heard)  # type: ignore[arg-type]
-        return self.heard[-1]
+PACES = {"sqlite": Pace(400, 1, 0.05), "postgresql": Pace(160, 4, 0.1)}
+"""A worker that has to get to know a server first lives longer, so that it dies at its work."""
 
-    def wait_for(self, pid: int, *kinds: str) -> Line:
-        """The next line of one process that is of one of these kinds."""
-        while True:
-            line = self.listen()
-            if line[1] == pid and line[0] in kinds:
-                return line
 
-    def kill(self, pid: int) -> None:
-        """Kill one child, wherever it is."""
-        self.living.remove(pid)
-        os.kill(pid, signal.SIGKILL)
-
-    def close(self) -> None:
-        """Kill all that is left of them, and hear what they said last."""
-        for pid in list(self.living):
-            self.kill(pid)
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.close()
-        for line in self.process.stdout:
-            what, speaker, session_id, text = line.decode().split()
-            self.heard.append((what, int(speaker), session_id, text))
-        self.process.stdout.close()
-        assert self.process.wait(timeout=60) == 0
-
-    def told(self, kind: str, session_id: str) -> list[str]:
-        """All that was said of one kind about a session."""
-        return [text for what, _, where, text in self.heard if (what, where) == (kind, session_id)]
+@pytest.fixture(params=SHARED)
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A fresh database of one engine after the other."""
+    with database_of(request.param, tmp_path) as found:
+        yield found
 
 
 @pytest.fixture
-def nursery(tmp_path: Path) -> Iterator[Nursery]:
-    """A nursery over a fresh database. Whatever happens, nobody outlives the test."""
-    made = Nursery(tmp_path / "mortal.db")
-    yield made
-    if made.process.poll() is None:
-        made.close()
+def nursery(url: str) -> Iterator[Nursery]:
+    """A nursery over that database."""
+    with nursery_over(url) as made:
+        yield made
 
 
-async def audit(nursery: Nursery, path: Path) -> None:
+async def audit(nursery: Nursery, url: str) -> None:
     """Compare what was acknowledged with what is there: all of it, once."""
-    async with SqliteSessionStoreFactory(path) as factory:
+    async with open_database(url) as factory:
         report = await factory.check()
         assert report.findings == ()
         for session_id in SESSIONS:
@@ -132,24 +84,28 @@ def unsettled(session_id: str) -> Program[list[str]]:
     return [key for (key,) in rows]
 
 
-def test_hundreds_of_kills_lose_double_and_tear_nothing(nursery: Nursery, tmp_path: Path) -> None:
+def test_hundreds_of_kills_lose_double_and_tear_nothing(nursery: Nursery, url: str) -> None:
     """Workers on the same sessions die by SIGKILL at random points; all that was acknowledged is there, once."""
     chance = random.Random(20_240_501)
-    nursery.order("work")
-    for _ in range(KILLS):
+    pace = PACES[url.partition(":")[0]]
+    for _ in range(pace.crew):
         nursery.order("work")
-        time.sleep(chance.choice((0.0, 0.005, 0.02, 0.05)) * chance.random())
+    for number in range(pace.kills):
+        nursery.order("work")
+        if number % 2:
+            # However slow the machine is, they get somewhere.
+            nursery.wait_for_any("done")
+        time.sleep(chance.choice((0.0, 0.1, 0.4, 1.0)) * chance.random() * pace.pause_s)
         nursery.kill(chance.choice(nursery.living))
-    assert len(nursery.living) == 1
-    # The last one alive shows that the lanes of the dead can be had.
+    assert len(nursery.living) == pace.crew
+    # Those still alive show that the lanes of the dead can be had.
     for session_id in SESSIONS:
-        while nursery.wait_for(nursery.living[0], "done")[2] != session_id:
+        while nursery.wait_for_any("done", *nursery.living)[2] != session_id:
             pass
     nursery.close()
-    asyncio.run(audit(nursery, tmp_path / "mortal.db"))
-    assert sum(len(nursery.told("done", session_id)) for session_id in SESSIONS) > KILLS // 4, "hardly a turn was run"
+    asyncio.run(audit(nursery, url))
     last_words = {line[1]: line[0] for line in nursery.heard}
-    assert list(last_words.values()).count("lane") > KILLS // 50, "hardly anybody died with a turn in hand"
+    assert list(last_words.values()).count("lane") > pace.kills // 50, "hardly anybody died with a turn in hand"
     assert {line[3] for line in nursery.heard if line[0] == "lost"} <= {"LeaseExpiredError", "ContendedError"}
 
 
@@ -179,9 +135,9 @@ def test_of_two_processes_that_race_for_a_lane_one_wins_each_round(nursery: Nurs
     assert winners <= set(racers)
 
 
-async def succeed(path: Path) -> None:
+async def succeed(url: str) -> None:
     """Wait until the lane can be had, and settle a turn in it."""
-    async with SqliteSessionStoreFactory(path) as factory:
+    async with open_database(url) as factory:
         store = await factory.create_store(SessionStoreCreateRequest("a"))
         while True:
             outcome = await store.try_claim_session_execution_lease("a", owner("successor"), TTL_MS)
@@ -195,16 +151,16 @@ async def succeed(path: Path) -> None:
         await store.commit_runtime_state(done)
 
 
-async def submit(path: Path) -> None:
+async def submit(url: str) -> None:
     """Say something to the session."""
-    async with SqliteSessionStoreFactory(path) as factory:
+    async with open_database(url) as factory:
         store = await factory.create_store(SessionStoreCreateRequest("a"))
         await store.enqueue_pending_turn_input(PendingTurnInputDraft("a", NextTurn(), TurnInput.of_text("hello")))
 
 
-async def nodes_of(path: Path) -> list[str]:
+async def nodes_of(url: str) -> list[str]:
     """The ids of the nodes of the session."""
-    async with SqliteSessionStoreFactory(path) as factory:
+    async with open_database(url) as factory:
         assert (await factory.check()).findings == ()
         store = await factory.open_existing_store(SessionStoreCreateRequest("a"))
         assert store is not None
@@ -213,10 +169,10 @@ async def nodes_of(path: Path) -> list[str]:
         return [found.node_id for found in read.graph.nodes]
 
 
-def test_a_zombie_that_slept_past_its_lease_commits_nothing(nursery: Nursery, tmp_path: Path) -> None:
+def test_a_zombie_that_slept_past_its_lease_commits_nothing(nursery: Nursery, url: str, tmp_path: Path) -> None:
     """A process that is stopped with a commit in hand and wakes up after its successor has settled is refused."""
-    database, orders = tmp_path / "mortal.db", tmp_path / "orders"
-    asyncio.run(submit(database))
+    orders = tmp_path / "orders"
+    asyncio.run(submit(url))
     os.mkfifo(orders)
     pid = nursery.order("zombie", orders)
     assert nursery.wait_for(pid, "lane")[3] == "1"
@@ -224,8 +180,8 @@ def test_a_zombie_that_slept_past_its_lease_commits_nothing(nursery: Nursery, tm
         os.kill(pid, signal.SIGSTOP)
         pipe.write("commit\n")
         pipe.flush()
-        asyncio.run(succeed(database))
+        asyncio.run(succeed(url))
         os.kill(pid, signal.SIGCONT)
         assert nursery.wait_for(pid, "lost", "done")[3] == "LeaseExpiredError"
     nursery.close()
-    assert asyncio.run(nodes_of(database)) == ["successor"]
+    assert asyncio.run(nodes_of(url)) == ["successor"]

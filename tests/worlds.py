@@ -1,4 +1,4 @@
-"""Three stores side by side: the reference model and two engines, given the same calls and expected to answer alike.
+"""Four stores side by side: the reference model and three engines, given the same calls and expected to answer alike.
 
 Ids and tokens are random in the stores and counted in the model. They are compared by bijection: the first time that an
 id of one world stands where an id of another does, the two are bound to each other for good.
@@ -8,27 +8,69 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
+import secrets
 import tempfile
 from collections import Counter
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from psycopg import sql
 
 from fastness.conformance.lab import Clock
 from fastness.errors import StoreError
 from fastness.model import FullGraph, LocalProcess, SessionStoreCreateRequest
-from fastness.persistence import InMemorySessionStoreFactory, SqliteSessionStoreFactory
+from fastness.persistence import (
+    InMemorySessionStoreFactory,
+    PostgresSessionStoreFactory,
+    SqliteSessionStoreFactory,
+)
+from fastness.sql.schema import SESSION_TABLES
 from tests.reference.model import ReferenceFactory, answer
 from tests.reference.rows import RefusedError
+from tests.servers.postgres import PostgresServer
+from tests.servers.server import EXTERNAL, ExternalServer, Server
 
 IDS = {"lease_token", "claim_id", "input_id", "batch_id", "item_id"}
 MODEL = "model"
+SCHEMA = f"worlds_{secrets.token_hex(6)}"
+"""The schema of this process: all its worlds use it, one after the other."""
+TABLES = ("session", *SESSION_TABLES, "blob", "attachment_release", "attachment_mark")
+"""All that holds rows of sessions, or of what they share."""
 
 Each = dict[str, Any]
 """One value for each world."""
+
+
+@cache
+def quick_server() -> Server:
+    """A server that does not wait for its disk: what is compared is answers, and nobody pulls the plug here."""
+    if given := os.environ.get(EXTERNAL):
+        return ExternalServer(given)
+    server = PostgresServer(fsync=False)
+    server.start()
+    return server
+
+
+def empty_schema() -> None:
+    """Leave nothing in the schema but its tables: making them anew takes longer than a short run of calls."""
+    with quick_server().admin() as connection, connection.pipeline():
+        for table in TABLES:
+            connection.execute(sql.SQL("delete from {}").format(sql.Identifier(SCHEMA, table)))
+
+
+@contextmanager
+def own_schema() -> Iterator[None]:
+    """Have the schema that the worlds make, and leave nothing on the server."""
+    try:
+        yield
+    finally:
+        with quick_server().admin() as connection:
+            connection.execute(sql.SQL("drop schema if exists {} cascade").format(sql.Identifier(SCHEMA)))
 
 
 class MismatchError(AssertionError):
@@ -90,7 +132,11 @@ class Worlds:
         path = Path(self.directory.name) / "worlds.db"
         memory = InMemorySessionStoreFactory(clock=self.clock, is_dead=self.is_dead)
         sqlite = SqliteSessionStoreFactory(path, clock=self.clock, is_dead=self.is_dead, synchronous="normal")
-        return [World(MODEL, self.model), World("memory", memory), World("sqlite", sqlite)]
+        postgres = PostgresSessionStoreFactory(
+            quick_server().url(), schema=SCHEMA, pool_size=1, clock=self.clock, is_dead=self.is_dead
+        )
+        named = {MODEL: self.model, "memory": memory, "sqlite": sqlite, "postgres": postgres}
+        return [World(name, factory) for name, factory in named.items()]
 
     def is_dead(self, process: LocalProcess) -> bool:
         """What stands in for probing the operating system."""
@@ -161,9 +207,10 @@ class Worlds:
         return getattr(handle[world], name)(*arguments)
 
     def close(self) -> None:
-        """Let go of files and loop."""
+        """Let go of files, rows and loop."""
         for world in self.worlds.values():
             if world.name != MODEL:
                 self.runner.run(world.factory.close())
+        empty_schema()
         self.runner.close()
         self.directory.cleanup()

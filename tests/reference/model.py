@@ -112,8 +112,10 @@ class ReferenceStore(ReferenceClaims):
             raise RefusedError("HeadRevisionConflictError")
         self._complete(session, commit)
         self._change_graph(session, commit)
-        self._change_frames(session, commit)
+        left = {session.checkpoint_ref: self._refs(session)}
+        self._require_frame(session, commit)
         manifest = self._change_checkpoint(session, commit)
+        self._change_frames(session, commit, left | {session.checkpoint_ref: self._refs(session)})
         self._change_the_rest(session, commit)
         session.revision = (session.revision or 0) + 1
         session.history.append(self._refs(session))
@@ -186,17 +188,22 @@ class ReferenceStore(ReferenceClaims):
             return graph.graph.nodes, graph.graph.leaf_node_id
         return graph.nodes, graph.leaf_node_id
 
-    def _change_frames(self, session: Session, commit: m.RuntimeCommit) -> None:
+    def _require_frame(self, session: Session, commit: m.RuntimeCommit) -> None:
         known = {*session.frames, *(frame.frame_id for frame in commit.agent_frames)}
         if commit.current_agent_frame_id is not None and commit.current_agent_frame_id not in known:
             raise RefusedError("GraphInvalidError")
+
+    def _change_frames(
+        self, session: Session, commit: m.RuntimeCommit, heads: dict[m.BlobRef | None, list[str]]
+    ) -> None:
+        """A frame starts from a checkpoint of the head, before or after this commit, or keeps the one it has."""
         for frame in commit.agent_frames:
             before = session.frames.get(frame.frame_id)
             session.frames[frame.frame_id] = frame
             if frame.checkpoint_ref is None:
                 session.frame_refs.pop(frame.frame_id, None)
-            elif frame.checkpoint_ref == session.checkpoint_ref:
-                session.frame_refs[frame.frame_id] = self._refs(session)
+            elif frame.checkpoint_ref in heads:
+                session.frame_refs[frame.frame_id] = heads[frame.checkpoint_ref]
             elif before is None or before.checkpoint_ref != frame.checkpoint_ref:
                 raise RefusedError("UnknownBlobRefError")
         session.current_frame = commit.current_agent_frame_id or session.current_frame

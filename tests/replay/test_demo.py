@@ -16,6 +16,7 @@ from fastness.conformance import Lab
 from fastness.persistence import NextTurn, PendingTurnInputDraft, SessionStoreCreateRequest, TurnInput
 from fastness.replay import Replayer
 from tests.lab import ENGINES
+from tests.nursery import SHARED, database_of
 
 DEMO = Path(__file__).parents[2] / "demo"
 
@@ -180,9 +181,11 @@ def test_a_demo_that_could_kill_nobody_fails_unless_that_was_asked_for(tmp_path:
     assert again.stderr == f"demo: database {url!r} holds sessions already; name one that the demo can have alone\n"
 
 
-def test_the_demo_kills_workers_and_ends_in_its_verdict() -> None:
+@pytest.mark.parametrize("engine", SHARED)
+def test_the_demo_kills_workers_and_ends_in_its_verdict(engine: str, tmp_path: Path) -> None:
     """A short run: killed workers, lanes taken over, and nothing lost, duplicated or torn."""
-    found = run_demo("--workers", 2, "--kills", 3)
+    with database_of(engine, tmp_path) as url:
+        found = run_demo("--workers", 2, "--kills", 3, "--database", url)
     assert (found.returncode, found.stderr) == (0, "")
     assert found.stdout.count(", aimed at a commit that had ") == 2
     last = found.stdout.splitlines()[-1]
@@ -194,3 +197,27 @@ def test_the_demo_kills_workers_and_ends_in_its_verdict() -> None:
     assert counts is not None, last
     assert int(counts[1]) > 0
     assert int(counts[2]) > 0
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("postgresql://me:s3cret@host:5432/db", "postgresql://me@host:5432/db"),
+        ("postgresql://me:s3c@ret@host/db?sslmode=require", "postgresql://me@host/db?sslmode=require"),
+        ("postgresql://host/db?user=me&password=s3cret", "postgresql://host/db?user=me"),
+        ("postgresql://host/db?password=s3cret", "postgresql://host/db"),
+        ("sqlite:///a:b@c.db", "sqlite:///a:b@c.db"),
+    ],
+)
+def test_a_password_is_not_printed(demo: Any, url: str, told: str) -> None:
+    """What the demo says of its database can be shown to anybody."""
+    assert importlib.import_module("run").shown(url) == told
+
+
+def test_a_server_that_refuses_is_one_line_without_the_password() -> None:
+    """Exit status 2; the workers are not even started."""
+    found = run_demo("--database", "postgresql://me:s3cret@127.0.0.1:1/db")
+    assert (found.returncode, found.stdout) == (2, "")
+    assert found.stderr.startswith("demo: database db on 127.0.0.1 as me cannot be opened (")
+    assert found.stderr.count("\n") == 1
+    assert "s3cret" not in found.stderr

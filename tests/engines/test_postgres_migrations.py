@@ -1,0 +1,144 @@
+"""Migrations of the schema: by many processes at once, interrupted, and with the same end as a fresh start."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from fastness.conformance.builders import chain, node_ids, turn
+from fastness.engines import postgres_open, sqlite_open
+from fastness.errors import BackendError, DatabaseOpenError
+from fastness.model import SessionStoreCreateRequest
+from fastness.persistence import SqliteSessionStoreFactory
+from fastness.sql.migrations import Migration, migrations
+from fastness.sql.schema import POSTGRES_TYPES, Types
+from tests.engines.postgres_lab import Ground, ground_of
+
+S = SessionStoreCreateRequest("s")
+ROOT = Path(__file__).parents[2]
+
+STARTER = """
+import asyncio, sys
+from fastness.model import SessionStoreCreateRequest
+from fastness.persistence import open_database
+async def main(url):
+    sys.stdin.readline()
+    async with open_database(url) as factory:
+        await factory.create_store(SessionStoreCreateRequest("s"))
+        print((await factory.check()).findings)
+asyncio.run(main(sys.argv[1]))
+"""
+
+
+def start_ten(url: str) -> list[str]:
+    """Open a database in ten processes at once; what each of them says."""
+    command = [sys.executable, "-c", STARTER, url]
+    started = [subprocess.Popen(command, stdin=-1, stdout=-1, stderr=-2, text=True, cwd=ROOT) for _ in range(10)]
+    for process in started:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    return [process.communicate()[0].strip() for process in started]
+
+
+def test_ten_processes_may_start_at_once_against_an_empty_database(own_ground: Ground) -> None:
+    """All of them open the same database, even where transactions are serializable, and the schema is made once."""
+    server = own_ground.server
+    with server.database() as url:
+        name = psycopg.conninfo.conninfo_to_dict(url)["dbname"]
+        own_ground.execute(f"alter database {name} set default_transaction_isolation = 'serializable'")
+        assert start_ten(url) == ["()"] * 10
+        with psycopg.connect(url) as connection:
+            assert connection.execute("select version from fastness.fastness_migration").fetchall() == [(1,)]
+
+
+SECOND = (
+    "alter table lane add column mood text",
+    "create table moods (mood text not null primary key)",
+    "create index lane_mood on lane (mood)",
+)
+
+
+def steps_to(version: int, *more: str) -> Any:
+    """What stands in for the list of migrations: two of them, of which the second runs ``more``, or the first alone."""
+
+    def known(types: Types) -> Sequence[Migration]:
+        second = Migration(2, "it's a mood", (*SECOND, *more))
+        return (*migrations(types), second)[:version]
+
+    return known
+
+
+@pytest.mark.parametrize("engine", ["postgres", "sqlite"])
+async def test_an_interrupted_migration_leaves_nothing_and_is_run_whole_later(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, tmp_path: Path, engine: str
+) -> None:
+    """A step that fails at its last statement undoes all of them; when it can succeed, old sessions are all there."""
+    ground: Ground | None = request.getfixturevalue("ground") if engine == "postgres" else None
+
+    def opened() -> Any:
+        return ground.factory() if ground is not None else SqliteSessionStoreFactory(tmp_path / "m.db")
+
+    def known(version: int, *more: str) -> None:
+        for module in (postgres_open, sqlite_open):
+            monkeypatch.setattr(module, "migrations", steps_to(version, *more))
+
+    known(1)
+    async with opened() as factory:
+        await turn(await factory.create_store(S), *chain("a", "b"))
+    known(2, "insert into no_such_table values (1)")
+    async with opened() as factory:
+        with pytest.raises(BackendError):
+            await factory.create_store(S)
+    known(1)
+    async with opened() as factory:
+        store = await factory.create_store(S)
+        assert await node_ids(store) == ["a", "b"]
+        assert (await factory.check()).findings == ()
+    known(2)
+    async with opened() as factory:
+        store = await factory.create_store(S)
+        await turn(store, *chain("c", after="b"))
+        assert await node_ids(store) == ["a", "b", "c"]
+    known(1)
+    async with opened() as factory:
+        with pytest.raises(
+            DatabaseOpenError, match="schema version 2, this release of fastness knows versions up to 1"
+        ):
+            await factory.create_store(S)
+
+
+SHAPE = """
+    select json_agg(line order by line) from (
+        select format('%%s.%%s %%s %%s %%s', c.relname, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull,
+            pg_get_expr(d.adbin, d.adrelid)) as line
+        from pg_class c join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+        left join pg_attrdef d on d.adrelid = c.oid and d.adnum = a.attnum
+        where c.relnamespace = current_schema()::regnamespace and c.relkind = 'r'
+        union all select replace(indexdef, current_schema(), '') from pg_indexes where schemaname = current_schema()
+        union all select prosrc from pg_proc where pronamespace = current_schema()::regnamespace
+        union all select version || name from fastness_migration) shape"""
+
+
+async def test_a_migrated_schema_equals_a_fresh_one(monkeypatch: pytest.MonkeyPatch, own_ground: Ground) -> None:
+    """Columns, types, defaults, indexes and functions are the same whether the steps ran years apart or at once."""
+    with ground_of(own_ground.server) as fresh:
+        monkeypatch.setattr(postgres_open, "migrations", steps_to(1))
+        async with own_ground.factory() as factory:
+            await factory.create_store(S)
+        monkeypatch.setattr(postgres_open, "migrations", steps_to(2))
+        for ground in (own_ground, fresh):
+            async with ground.factory() as factory:
+                await factory.create_store(S)
+        shapes = [ground.execute(SHAPE)[0][0] for ground in (own_ground, fresh)]
+        assert shapes[0] == shapes[1]
+        assert "2it's a mood" in json.dumps(shapes[0])
+        assert len(shapes[0]) > len(postgres_open.expected_schema().columns)
+        assert POSTGRES_TYPES.functions != ()
