@@ -13,12 +13,12 @@ from typing import NamedTuple
 
 import apsw
 
-from bench.turns import turn_nodes
+from bench.turns import tool_state, turn_nodes
 from fastness.engines.sqlite_run import translate
 from fastness.model.base import encode, sha256_hex
 from fastness.ops import commit as sql
 from fastness.ops import turn_input
-from fastness.ops.lane import LANE
+from fastness.ops.lane import FENCE
 from fastness.sql.schema import SQLITE_TYPES, create_tables
 
 
@@ -48,7 +48,7 @@ class BareScript:
             self.db.execute(ddl)
         self.db.execute("insert into session (session_id, created_ms) values ('s', 0)")
         self.db.execute("insert into lane (sid, fencing_token, lease_token, expires_ms) values (1, 1, 't', 1 << 60)")
-        self.db.execute(translate(sql.ADD_HEAD), (1, 0, None, 0, 1, '{"v":1}', None, None, None, 0))
+        self.db.execute(translate(sql.ADD_HEAD), (1, 0, None, 0, 1, '{"v":1}', None, None, None))
         body = "x" * 250
         self.db.execute("begin")
         for at in range(1, turns + 1):
@@ -70,7 +70,7 @@ class BareScript:
             (1, first + at, node.node_id, first + at - 1 or None, 0, encode(node).decode())
             for at, node in enumerate(nodes)
         ]
-        state = b"open reservations and what was said about them, " * 20 + str(turn).encode()
+        state = tool_state("session-1", turn)
         manifest = b'{"v":1,"turn_state":{"turn_index":%d},"tool_state":{"sha256":"%s"}}' % (turn, b"0" * 64)
         blobs = [(sha256_hex(content), content) for content in (state, manifest)]
         ids = json.dumps([node.node_id for node in nodes] + ([leaf] if leaf else []))
@@ -81,7 +81,7 @@ class BareScript:
         turn, rows, blobs, ids = self.turns[at]
         execute = self.db.execute
         execute("begin immediate")
-        list(execute(_LANE, (1,)))
+        list(execute(_FENCE, (1,)))
         ((revision, *_),) = list(execute(_HEAD, (1, None)))
         list(execute(_KNOWN, (1, ids)))
         self.db.executemany(_ADD_NODE, rows)
@@ -93,18 +93,18 @@ class BareScript:
         self._held = [ref for ref, _ in blobs]
         execute(_USAGE, (1, "turn", "model-1", 1200 * turn, 150, 900, 0, 30))
         leaf = rows[-1][2]
+        manifest_ref, manifest = blobs[1]
         execute(
-            _MOVE,
-            (1, revision + 1, leaf, 4 * turn, 4 * turn + 1, '{"v":1}', None, blobs[1][0], blobs[1][1].decode(), 0),
+            _MOVE, (1, revision + 1, leaf, 4 * turn, 4 * turn + 1, '{"v":1}', None, manifest_ref, manifest.decode())
         )
-        execute(_LOG, (1, revision + 1, "turn", f"turn-{turn}", "0" * 64, leaf, blobs[1][0], 0, _RESULT, None))
+        execute(_LOG, (1, revision + 1, "turn", f"turn-{turn}", "0" * 64, leaf, manifest_ref, _RESULT, None))
         claim_id = f"{turn:030x}ff"
-        execute(_KEEP, (1, claim_id, "completed", 0))
+        execute(_KEEP, (1, claim_id, "completed"))
         execute(_FORGET, (1, claim_id))
         execute("commit")
 
 
-_LANE, _HEAD, _KNOWN = translate(LANE), translate(sql.HEAD_FACTS), translate(sql.KNOWN_NODES)
+_FENCE, _HEAD, _KNOWN = translate(FENCE), translate(sql.HEAD_FACTS), translate(sql.KNOWN_NODES)
 _ADD_NODE, _ADD_BLOB, _HOLD = translate(sql.ADD_NODE), translate(sql.ADD_BLOB), translate(sql.HOLD_BLOB)
 _DROP, _USAGE, _MOVE, _LOG = map(translate, (sql.DROP_BLOB, sql.PUT_USAGE, sql.MOVE_HEAD, sql.ADD_TO_LOG))
 _KEEP = translate(turn_input.ACTIVE.keep_claimed)

@@ -12,15 +12,17 @@ import os
 import platform
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import apsw
 import msgspec
+import psycopg
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from bench import commits, loads  # noqa: E402 - the checkout has to be on the path first
+from bench import commits, fleet, fleet_loads, loads  # noqa: E402 - the checkout has to be on the path first
 
 ROWS = (
     ("Full turn commit, 1 waiter, against the bare script", "≥ 0.6", "commit", "ratio_one_waiter"),
@@ -30,7 +32,25 @@ ROWS = (
     ("Commit on 100,000 nodes / on 100 nodes", "≤ 1.2", "growth", "ratio"),
     ("Loading 10,000 nodes / raw rows plus decoding", "≤ 1.5", "reading", "ratio"),
     ("Peak memory of an import, 5 times the file", "about 1", "import", "ratio"),
+    ("PostgreSQL: full turn commit, 1 connection, against one function", "≥ 0.7", "fleet", "ratio_1_connection"),
+    ("PostgreSQL: full turn commit, 8 connections, against one function", "≥ 0.4", "fleet", "ratio_8_connections"),
+    ("PostgreSQL: commit with 1 ms of round-trip time, ms", "≤ 2.2", "fleet over a network", "commit_ms"),
+    ("PostgreSQL: loading 10,000 nodes / raw rows plus decoding", "≤ 1.5", "fleet reading", "ratio"),
 )
+
+NOTES = {
+    "fleet": """
+One function on the server that does the same work (`bench/function.sql`), called by `pgbench -M prepared` with 1 and 8
+clients, against the library with 1 and 8 connections in one process, on one server, in turns. Rates are per second
+while all clients are warm. Rows, bytes and bytes of the server's log per turn show that both sides write the same; they
+are those of the last round. Noise is the function's largest rate of a round divided by its smallest.""",
+    "fleet over a network": f"""
+A proxy in a process of its own holds everything for {fleet.ONE_WAY_S * 1e3} ms each way; a `select 1` on a connection
+of its own goes through it after each commit.""",
+    "fleet reading": """
+Each side in a fresh interpreter; the ratio is to the faster way of decoding.""",
+}
+"""What has to be said of a part's figures."""
 
 
 def measure() -> dict[str, dict[str, object]]:
@@ -41,31 +61,38 @@ def measure() -> dict[str, dict[str, object]]:
         "growth": commits.as_a_session_grows,
         "reading": loads.against_raw_rows,
         "import": loads.memory_of_an_import,
+        "fleet": fleet.against_one_function,
+        "fleet over a network": fleet.over_a_network,
+        "fleet reading": fleet_loads.against_raw_rows,
     }
     results: dict[str, dict[str, object]] = {}
     fresh = multiprocessing.get_context("spawn")
     for name, part in parts.items():
         print(f"measuring {name} …", flush=True)
-        with tempfile.TemporaryDirectory(dir=HERE, prefix="out-") as folder, fresh.Pool(1) as interpreter:
-            results[name] = interpreter.apply(part, (Path(folder),))
+        with (
+            tempfile.TemporaryDirectory(dir=HERE, prefix="out-") as folder,
+            ProcessPoolExecutor(1, fresh) as interpreter,
+        ):
+            results[name] = interpreter.submit(part, Path(folder)).result()
     return results
 
 
 def report(results: dict[str, dict[str, object]]) -> str:
     """Write the results for people."""
+    postgres = f"{results['fleet']['server']}, psycopg {psycopg.__version__}"
     versions = f"Python {platform.python_version()}, SQLite {apsw.sqlite_lib_version()}, msgspec {msgspec.__version__}"
     machine = f"{os.cpu_count()} cores, {versions}"
     lines = [
         "# Results of `make bench`",
         "",
-        f"{machine}. `synchronous=FULL`.",
+        f"{machine}, `synchronous=FULL`; {postgres}.",
         "",
         "| what | wanted | measured |",
         "|---|---|---|",
     ]
     lines += [f"| {what} | {wanted} | {results[part][key]:.2f} |" for what, wanted, part, key in ROWS]
     for part, figures in results.items():
-        lines += ["", f"## {part}", "", "| figure | value |", "|---|---|"]
+        lines += ["", f"## {part}", *NOTES.get(part, "").splitlines(), "", "| figure | value |", "|---|---|"]
         lines += [
             f"| {name} | {value:.2f} |" if isinstance(value, float) else f"| {name} | {value} |"
             for name, value in figures.items()

@@ -84,7 +84,7 @@ class Turns:
             revision,
             self.lease.fence(),
             graph=Append(nodes, nodes[-1].node_id),
-            checkpoint=HydratedSessionCheckpoint(state, _TOOL_STATE + str(turn).encode()),
+            checkpoint=HydratedSessionCheckpoint(state, tool_state(self.store.session_id, turn)),
             usage_deltas=(TokenLedgerEntry("turn", "model-1", TokenUsage(1200, 150, 900, 0, 30)),),
         ).completing_turn_input_claim(claim)
 
@@ -108,6 +108,11 @@ class Turns:
             graph = Append(tuple(nodes), self.leaf)
             commit = RuntimeCommit(self.store.session_id, self.revision, self.lease.fence(), graph=graph)
             await self._land(commit.with_turn_commit(f"grow-{start}"))
+
+
+def tool_state(session_id: str, turn: int) -> bytes:
+    """Build what the tools keep after a turn: no two sessions have the same."""
+    return _TOOL_STATE + f"{session_id} {turn}".encode()
 
 
 def turn_nodes(leaf: str | None, turn: int) -> tuple[SessionNodeRecord, ...]:

@@ -183,4 +183,4 @@ async def test_a_load_takes_two_round_trips(scene: Scene) -> None:
     """The head and what hangs on it, then the nodes and the checkpoint's contents."""
     await settled(scene)
     assert await scene.trips(lambda: scene.store.load_session(FullGraph())) == 2
-    assert await scene.trips(lambda: scene.store.load_head()) == 1
+    assert await scene.trips(scene.store.load_head) == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -15,13 +14,13 @@ SOON_S = 20.0
 
 
 @pytest.fixture
-async def waiting(lab: Lab) -> AsyncIterator[tuple[Lab, int]]:
+async def waiting(lab: Lab) -> tuple[Lab, int]:
     """A lab whose session is made, and the number that its engine shows once all is quiet."""
     await lab.store()
     seen = await lab.factory.engine.wait_for_work(0, 0)
     while (number := await lab.factory.engine.wait_for_work(seen, 0.3)) != seen:
         seen = number
-    yield lab, seen
+    return lab, seen
 
 
 async def test_nothing_wakes_nobody(waiting: tuple[Lab, int]) -> None:

@@ -62,12 +62,13 @@ class Connections:
         self._create = create
         self._given = given
         self._pool: Pool | None = None
+        self._is_ready = False
         self._wires: weakref.WeakKeyDictionary[psycopg.AsyncConnection[Any], Wire] = weakref.WeakKeyDictionary()
 
     @property
     def is_open(self) -> bool:
         """Whether connections can be had."""
-        return self._pool is not None
+        return self._is_ready
 
     async def open(self) -> None:
         """Bring the database up to date and open the pool. Waits for a server that is coming up, and for nothing else.
@@ -76,6 +77,7 @@ class Connections:
         """
         if self._given is not None:
             await self._adopt_pool(self._given)
+            self._is_ready = True
             return
         connection = await self._first()
         try:
@@ -96,7 +98,7 @@ class Connections:
             name="fastness",
         )
         await pool.open()
-        self._pool = pool
+        self._pool, self._is_ready = pool, True
 
     async def _first(self) -> psycopg.AsyncConnection[Any]:
         loop = asyncio.get_running_loop()
@@ -112,13 +114,16 @@ class Connections:
 
     async def _adopt_pool(self, pool: Pool) -> None:
         self.place = await place_of_pool(pool, self.place.schema)
+        self._pool = pool
         try:
-            async with pool.connection() as connection:
+            async with self.borrowed() as connection:
                 await bring_up_to_date(connection, self.place, create=self._create)
                 self.direct = await is_direct(connection)
-        except psycopg.Error as error:
-            raise translated(error, self.place) from None
-        self._pool = pool
+        except BaseException as error:
+            self._pool = None
+            if isinstance(error, psycopg.Error):
+                raise translated(error, self.place) from None
+            raise
 
     async def _set_up(self, connection: psycopg.AsyncConnection[Any]) -> None:
         own = await set_up(connection, self._settings)
@@ -140,7 +145,7 @@ class Connections:
             except PoolTimeout:
                 raise await self._shut_out(round((loop.time() - started) * 1000)) from None
             except PoolClosed:
-                raise HandleUnusableError("has a pool that was closed", "open a new one") from None
+                raise HandleUnusableError("has a pool that is not open", "open the pool first, or another one") from None
             try:
                 wire = self._wires.get(connection) or await self._adopt(connection)
                 wire.begin()
@@ -194,14 +199,20 @@ class Connections:
     @asynccontextmanager
     async def borrowed(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
         """Lend a connection for what is no program."""
-        if self._pool is None:
-            raise HandleUnusableError("is closed", "open a new one")
-        async with self._pool.connection() as connection:
-            yield connection
+        wire = await self.acquire(asyncio.get_running_loop().time())
+        try:
+            if not wire.end():
+                raise Lost("the connection is in a transaction of somebody else")
+            yield wire.connection
+            await wire.connection.rollback()  # where it does not commit by itself, looking has begun something
+        except BaseException:
+            await self.discard(wire)
+            raise
+        await self.release(wire)
 
     async def close(self) -> None:
         """Close the pool, unless it is the application's."""
-        pool, self._pool = self._pool, None
+        pool, self._pool, self._is_ready = self._pool, None, False
         if pool is not None and self._given is None:
             await pool.close()
 

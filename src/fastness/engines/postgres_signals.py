@@ -82,7 +82,8 @@ class Notices:
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
 
     async def close(self) -> None:
-        """Tell what is untold, and stop listening."""
+        """Wake who waits here, tell what is untold, and stop listening."""
+        self._signal()
         if self._teller is not None:
             await self._teller
         if self._listener is not None:

@@ -192,6 +192,7 @@ class SqliteEngine:
         """
         if not self._binding.close():
             return
+        self._signal()
         if self._closed is None:
             loop = asyncio.get_running_loop()
             self._closed = closed = loop.create_future()
