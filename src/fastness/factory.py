@@ -35,7 +35,7 @@ from fastness.model import (
 )
 from fastness.ops import check, directory, maintenance
 from fastness.ops.check import SessionCheck
-from fastness.store import SessionStore, StoreOptions
+from fastness.store import SessionStore, StoreOptions, collect
 
 if TYPE_CHECKING:
     from psycopg_pool import AsyncConnectionPool
@@ -140,7 +140,7 @@ class EngineSessionStoreFactory:
     async def gc_unreachable(self, *, keep_revisions: int = 1) -> GcReport:
         """Delete the blobs of the database that no retained checkpoint needs (law M1)."""
         limits.check_positive("keep_revisions", keep_revisions)
-        return await self.engine.write(lambda: maintenance.collect(keep_revisions))
+        return await collect(self.engine, keep_revisions)
 
     async def maintenance_preview(self, *, keep_revisions: int = 1) -> MaintenancePreview:
         """Count what a vacuum of every session and a collection would remove. Nothing is changed."""

@@ -428,4 +428,10 @@ class SessionStore:
     async def gc_unreachable(self, *, keep_revisions: int = 1) -> GcReport:
         """Delete the blobs of the database that no retained checkpoint needs (law M1)."""
         limits.check_positive("keep_revisions", keep_revisions)
-        return await self._engine.write(lambda: maintenance.collect(keep_revisions))
+        return await collect(self._engine, keep_revisions)
+
+
+async def collect(engine: Engine, keep_revisions: int) -> GcReport:
+    """Prove that all roots can be read, on one snapshot, and then delete what nobody holds (law M1)."""
+    roots = await engine.read(maintenance.read_roots)
+    return await engine.write(lambda: maintenance.collect(keep_revisions, roots))

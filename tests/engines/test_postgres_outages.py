@@ -234,6 +234,8 @@ async def test_an_exhausted_patience_says_what_stood_in_the_way(own_ground: Grou
     async with own_ground.factory(patience_ms=400, pool_size=1) as factory:
         store = await factory.create_store(SessionStoreCreateRequest("s"))
         server.stop()
-        with pytest.raises(BackendError, match=r"refused.*; check host and port, and start the server") as caught:
+        with pytest.raises(
+            BackendError, match=r"(refused|closed).*; check host and port, and start the server"
+        ) as caught:
             await store.enqueue_pending_turn_input(said("x"))
         assert not isinstance(caught.value, ContendedError)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 
 from fastness.conformance.builders import (
@@ -133,6 +134,16 @@ async def test_a_commit_on_knowledge_that_is_out_of_date_takes_three_round_trips
 
     assert await scene.trips(send_again) <= 3
     assert [result.replayed for result in replayed] == [True]
+
+
+async def test_a_commit_with_an_outbox_takes_two_round_trips(scene: Scene) -> None:
+    """However much it enqueues, and for however many sessions, new ones among them."""
+    revision = await settled(scene)
+    drafts = [said(f"{at}", session_id=name, key=f"k{at}") for at, name in enumerate(("s", "other", "new", "other"))]
+    made = msgspec.structs.replace(await full_turn(scene, revision, 2, "b"), turn_commit=None)
+    made = made.with_outbox(*drafts, work(session_id="newer")).with_turn_commit("t2")
+    assert await scene.trips(lambda: scene.store.commit_runtime_state(made)) == 2
+    assert [len(await scene.store.list_pending_turn_inputs(name)) for name in ("s", "other", "new")] == [1, 2, 1]
 
 
 async def test_renewal_and_release_take_one_round_trip(scene: Scene) -> None:

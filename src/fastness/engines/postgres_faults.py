@@ -105,7 +105,10 @@ _PLACES = (
     (re.compile(r"no pg_hba.conf entry|not permitted to log in", re.IGNORECASE), "let this role in on the server"),
     (re.compile(r"unsupported startup parameter", re.IGNORECASE), "have the pooler ignore that parameter"),
     (re.compile(r"SSL|certificate", re.IGNORECASE), "check sslmode and the certificates"),
-    (re.compile(r"refused|No such file|timeout|timed out", re.IGNORECASE), "check host and port, and start the server"),
+    (
+        re.compile(r"refused|No such file|timeout|timed out|closed the connection", re.IGNORECASE),
+        "check host and port, and start the server",
+    ),
 )
 
 

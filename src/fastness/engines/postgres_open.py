@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import psycopg
@@ -38,10 +39,11 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 _MAX_FINDINGS = 3
 
 
-class Place(NamedTuple):
-    """Where a database is, without anything secret, and how to connect to it."""
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a database is, and how to connect to it. What is shown of it holds nothing secret."""
 
-    conninfo: str
+    conninfo: str = field(repr=False)
     schema: str
     name: str
 

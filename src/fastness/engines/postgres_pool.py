@@ -145,7 +145,9 @@ class Connections:
             except PoolTimeout:
                 raise await self._shut_out(round((loop.time() - started) * 1000)) from None
             except PoolClosed:
-                raise HandleUnusableError("has a pool that is not open", "open the pool first, or another one") from None
+                raise HandleUnusableError(
+                    "has a pool that is not open", "open the pool first, or another one"
+                ) from None
             try:
                 wire = self._wires.get(connection) or await self._adopt(connection)
                 wire.begin()

@@ -17,10 +17,12 @@ from psycopg import sql
 from psycopg_pool import PoolClosed, PoolTimeout
 
 from fastness.engines.postgres_open import Place, connect, place_of
+from fastness.engines.postgres_wire import Lost
 from fastness.engines.signals import Signal
 from fastness.errors import StoreError
 
 _GATHER_S = 0.005
+_LAST_WORDS_S = 1.0
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
 
 
@@ -56,7 +58,7 @@ class Notices:
             await asyncio.sleep(_GATHER_S)
             self._untold = False
             # A notice that does not get through is made up for by the others' own looking.
-            with suppress(psycopg.Error, PoolTimeout, PoolClosed):
+            with suppress(psycopg.Error, PoolTimeout, PoolClosed, StoreError, Lost):
                 await self._tell(self._channel)
 
     async def wait(self, seen: int, timeout_s: float) -> int:
@@ -85,7 +87,8 @@ class Notices:
         """Wake who waits here, tell what is untold, and stop listening."""
         self._signal()
         if self._teller is not None:
-            await self._teller
+            await asyncio.wait((self._teller,), timeout=_LAST_WORDS_S)
+            self._teller.cancel()
         if self._listener is not None:
             self._listener.cancel()
             with suppress(asyncio.CancelledError):

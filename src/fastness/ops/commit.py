@@ -12,13 +12,13 @@ from fastness.decide.commit_input import CommitInput
 from fastness.decide.graph import KnownNode
 from fastness.model.base import encode
 from fastness.model.checkpoint import TokenUsage
-from fastness.model.commit import OutboxInput, RuntimeCommit, RuntimeCommitResult
+from fastness.model.commit import RuntimeCommitResult
 from fastness.model.session import AgentFrameRecord
-from fastness.ops import queued_work, turn_input
+from fastness.ops import outbox, queued_work, turn_input
 from fastness.ops.hint import Hint, expected_facts, hint_after
 from fastness.ops.lane import FENCE, Target, fence_facts, free_lane, lane_lock
 from fastness.ops.load import read_head
-from fastness.sql.program import Many, Program, Read, Row, Statement, Write, id_list
+from fastness.sql.program import Many, Program, Read, Row, Rows, Statement, Write, id_list
 from fastness.sql.records import body_crc, stored
 
 HEAD_FACTS = """
@@ -82,36 +82,27 @@ def commit(
 ) -> Program[Settled]:
     """Settle a turn. ``target`` is bound; ``minted_ids`` has an id for each entry of the outbox."""
     assert target.sid is not None  # a commit is made through a bound handle
-    yield from _lock_outbox_sessions(target, given.commit)
-    facts = yield from _facts(target.session_id, target.sid, given, hint)
+    mail = outbox.deliveries(target, given.commit.outbox, minted_ids)
+    yield from outbox.enter_all(target, mail)
+    facts, mail_facts = yield from _facts(target.session_id, target.sid, given, hint, outbox.facts(mail))
     plan = rules.settle(target.session_id, given, facts)
     if isinstance(plan, rules.Replay):
         release = given.commit.release_session_execution_lease
         if plan.releases and release is not None and facts.lane is not None:
             yield Write(free_lane(facts.lane.sid, release), wakes=True)
         return Settled(plan.result, None)
+    admitted = outbox.admitted(mail, mail_facts, target if plan.releases else None)
     apart = not plan.replaces and not given.commit.agent_frames and given.commit.interrupted_turn_input_turn_id is None
-    yield Write(*_settlement(given, plan), apart=apart, wakes=plan.releases)
-    # New sessions are born in the order of their ids, too; within a session the order of the outbox counts.
-    entries = sorted(zip(given.commit.outbox, minted_ids, strict=True), key=lambda each: each[0].draft.session_id)
-    for entry, minted_id in entries:
-        bound = Target(entry.draft.session_id, target.sid if entry.draft.session_id == target.session_id else None)
-        if isinstance(entry, OutboxInput):
-            yield from turn_input.enqueue(bound, entry.draft, minted_id)
-        else:
-            yield from queued_work.enqueue(bound, entry.draft, minted_id)
+    yield Write(
+        *_settlement(given, plan), *admitted, apart=apart and not admitted, wakes=plan.releases or bool(admitted)
+    )
     return Settled(plan.result, hint_after(given, facts, plan, hint))
 
 
-def _lock_outbox_sessions(target: Target, given: RuntimeCommit) -> Program[None]:
-    """Lock the lanes of all sessions that the commit writes to, in the order of their ids: so none can deadlock."""
-    ids = {entry.draft.session_id for entry in given.outbox} - {target.session_id}
-    if ids:
-        ids.add(target.session_id)
-        yield Read(*(lane_lock(Target(session_id)) for session_id in sorted(ids)))
-
-
-def _facts(session_id: str, sid: int, given: CommitInput, hint: Hint | None) -> Program[CommitFacts]:
+def _facts(
+    session_id: str, sid: int, given: CommitInput, hint: Hint | None, others: list[Statement]
+) -> Program[tuple[CommitFacts, Rows]]:
+    """Lock the lane and read what the commit is decided on, and with it the facts of others."""
     commit = given.commit
     turn_id = None if commit.turn_commit is None else commit.turn_commit.turn_id
     asked = {"lane": Statement(FENCE, (sid,)), "head": Statement(HEAD_FACTS, (sid, turn_id))}
@@ -132,9 +123,10 @@ def _facts(session_id: str, sid: int, given: CommitInput, hint: Hint | None) -> 
         asked["work"] = queued_work.held_statement(sid, commit.completed_queue_claims)
     if commit.committed_attachment_ids:
         asked["attachments"] = Statement(HELD_ATTACHMENTS, (sid, id_list(commit.committed_attachment_ids)))
-    expect = expected_facts(given, hint, tuple(asked))
-    rows = yield Read(lane_lock(Target(session_id, sid)), *asked.values(), expect=expect)
-    return _read_facts(session_id, sid, dict(zip(asked, rows, strict=True)))
+    expect = None if others else expected_facts(given, hint, tuple(asked))
+    rows = yield Read(lane_lock(Target(session_id, sid)), *asked.values(), *others, expect=expect)
+    own = dict(zip(asked, rows[: len(asked)], strict=True))
+    return _read_facts(session_id, sid, own), rows[len(asked) :]
 
 
 def _read_facts(session_id: str, sid: int, rows: dict[str, list[Row]]) -> CommitFacts:

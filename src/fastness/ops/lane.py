@@ -86,12 +86,13 @@ def lane_lock(target: Target) -> Lock:
     return Lock(statement.sql, statement.params)
 
 
-def _lane_statement(target: Target) -> Statement:
+def lane_statement(target: Target) -> Statement:
+    """Give the statement that reads a lane once it is locked."""
     # While somebody waited for the lock, the session of a name may have been made anew: then this one locks.
     return of_session(target, LANE if target.sid is not None else f"{LANE} for update of l")
 
 
-def _lane_facts(target: Target, rows: list[Row]) -> LaneFacts | None:
+def lane_facts(target: Target, rows: list[Row]) -> LaneFacts | None:
     """Read the lane's row; None: the name is unknown. ``SessionDeletedError`` for a bound handle."""
     if not rows:
         if target.sid is not None:
@@ -120,8 +121,8 @@ def expected_fence(shown: SessionExecutionLeaseFence | SessionExecutionLeaseComp
 
 def enter(target: Target, *facts: Statement) -> Program[tuple[LaneFacts | None, Rows]]:
     """Lock the lane and read it, and what else the operation decides on. None: there is no such session."""
-    rows = yield Read(lane_lock(target), _lane_statement(target), *facts)
-    return _lane_facts(target, rows[0]), rows[1:]
+    rows = yield Read(lane_lock(target), lane_statement(target), *facts)
+    return lane_facts(target, rows[0]), rows[1:]
 
 
 def enter_or_create(target: Target, *facts: Statement) -> Program[tuple[LaneFacts, Rows]]:
@@ -138,7 +139,7 @@ def enter_or_create(target: Target, *facts: Statement) -> Program[tuple[LaneFact
 def look(target: Target, *facts: Statement) -> Program[tuple[LaneFacts | None, Rows]]:
     """Read the lane without locking it, and whatever goes with it: all that an operation reads."""
     rows = yield Read(of_session(target, LANE), *facts, last=True)
-    return _lane_facts(target, rows[0]), rows[1:]
+    return lane_facts(target, rows[0]), rows[1:]
 
 
 def birth(session_id: str) -> tuple[Statement, ...]:

@@ -45,8 +45,7 @@ DROP_OLD_HOLDERS = """
     delete from blob_holder where until_revision is not null
     and until_revision <= (select h.revision from head h where h.sid = blob_holder.sid) - $1 + 1"""
 UNREACHABLE = "from blob where not exists (select 1 from blob_holder h where h.ref = blob.ref)"
-COUNT_UNREACHABLE = f"select count(*), coalesce(sum(length(body)), 0) {UNREACHABLE}"
-DROP_UNREACHABLE = f"delete {UNREACHABLE}"
+DROP_UNREACHABLE = f"delete {UNREACHABLE} returning length(body)"
 COUNT_BLOBS = "select count(*) from blob"
 
 COUNT_ALL_TOMBSTONED = "select count(*) from node where tombstoned = 1"
@@ -122,20 +121,22 @@ def vacuum(
     return report
 
 
-def collect(keep_revisions: int) -> Program[GcReport]:
+def collect(keep_revisions: int, root_count: int) -> Program[GcReport]:
     """Delete the blobs that no retained checkpoint needs, in the whole database (law M1).
 
-    First every root is read: one that cannot be read, or whose needs are not on record, aborts the collection.
+    ``root_count`` is what ``read_roots`` gave: the proof that every root can be read and is held whole. What is deleted
+    here is what nobody holds by now; a commit beside it that comes to hold a blob is kept apart by the reference.
     """
-    root_count = yield from _read_roots()
     yield Write(Statement(DROP_OLD_HOLDERS, (keep_revisions,)))
-    ((deleted, size),), ((total,),) = yield Read(Statement(COUNT_UNREACHABLE), Statement(COUNT_BLOBS))
-    yield Write(Statement(DROP_UNREACHABLE))
-    return GcReport(root_count, total - deleted, deleted, size)
+    deleted, ((retained,),) = yield Write(Statement(DROP_UNREACHABLE), Statement(COUNT_BLOBS), last=True)
+    return GcReport(root_count, retained, len(deleted), sum(size for (size,) in deleted))
 
 
-def _read_roots() -> Program[int]:
-    """Read the checkpoints of all heads and frames, some sessions at a time, and check that each is held whole."""
+def read_roots() -> Program[int]:
+    """Read the checkpoints of all heads and frames on one snapshot, and check that each is held whole (law M1).
+
+    Gives how many there are. A root that cannot be read, or whose needs are not on record, is an error.
+    """
     count = 0
     after = 0
     ((last,),) = yield from _rows(Statement(LAST_SID))

@@ -30,7 +30,7 @@ from fastness.model.queued_work import (
 from fastness.ops import claims
 from fastness.ops.claims import EARLIER, FREE, GRANT_COLUMNS, NO_GRANT, claim_table, held_row
 from fastness.ops.lane import Target, draw_admission, enter, enter_or_create, look, of_session
-from fastness.sql.program import Expected, Program, Row, Statement, Write
+from fastness.sql.program import Expected, Param, Program, Row, Statement, Write, id_list
 from fastness.sql.records import stored
 
 __all__ = [
@@ -58,7 +58,7 @@ ADD_WORK = """
     insert into queued_work (sid, seq, batch_id, source_key, work_class, delivery_policy, slot_policy, merge_key,
         available_ms, enqueued_ms, body)
     values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"""
-FIND_BY_KEY = f"{_WAITING} and source_key = $2 union all {_SETTLED} and source_key = $2"
+FIND_BY_KEY = f"{_WAITING} and source_key in any_of($2) union all {_SETTLED} and source_key in any_of($2)"
 FIND_WAITING = f"{_WAITING} and batch_id = $2"
 LIST_ALL = f"{_WAITING} order by seq"
 
@@ -83,32 +83,44 @@ def enqueue(target: Target, draft: QueuedWorkBatchDraft, minted_id: str) -> Prog
     if draft.session_id != target.session_id:
         raise SessionBindingMismatchError(target.session_id, draft.session_id)
     draft, body = checked(QueuedWorkBatchDraft, draft)
-    by_key = [] if draft.source_key is None else [of_session(target, FIND_BY_KEY, draft.source_key)]
+    by_key = [] if draft.source_key is None else [named(target, [draft.source_key])]
     lane, found = yield from enter_or_create(target, *by_key)
     for known in found:
         if known:
             return _batch(known[0], lane)
-    row = WorkRow(minted_id, lane.admission_seq + 1, None, lane.now_ms, Grant(), draft)
-    yield Write(draw_admission(lane), _add(lane.sid, row, body), wakes=True)
+    row, add = admission(lane, lane.admission_seq + 1, draft, minted_id, body)
+    yield Write(draw_admission(lane), Statement(ADD_WORK, add), wakes=True)
     return rules.as_batch(row, "pending")
 
 
-def _add(sid: int, row: WorkRow, body: str) -> Statement:
-    draft = row.draft
+def named(target: Target, source_keys: Sequence[str]) -> Statement:
+    """Give the statement that finds the batches which source keys name."""
+    return of_session(target, FIND_BY_KEY, id_list(source_keys))
+
+
+def source_key_of(row: Row) -> str | None:
+    """The source key of a row that ``named`` found."""
+    return _work_row(row).draft.source_key
+
+
+def admission(
+    lane: LaneFacts, seq: int, draft: QueuedWorkBatchDraft, batch_id: str, body: str
+) -> tuple[WorkRow, tuple[Param, ...]]:
+    """Give the row of a new batch, and the parameters of ``ADD_WORK`` that write it."""
     params = (
-        sid,
-        row.seq,
-        row.batch_id,
+        lane.sid,
+        seq,
+        batch_id,
         draft.source_key,
         rules.class_of(draft.payloads),
         draft.delivery_policy,
         draft.slot_policy,
         encode(draft.merge_key).decode(),
         draft.available_at_ms,
-        row.enqueued_ms,
+        lane.now_ms,
         body,
     )
-    return Statement(ADD_WORK, params)
+    return WorkRow(batch_id, seq, None, lane.now_ms, Grant(), draft), params
 
 
 def list_all(target: Target) -> Program[list[QueuedWorkBatch]]:

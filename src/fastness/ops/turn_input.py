@@ -39,7 +39,7 @@ from fastness.model.turn_input import (
 from fastness.ops import claims
 from fastness.ops.claims import EARLIER, FREE, GRANT_COLUMNS, NO_GRANT, ClaimTable, claim_table, held_row
 from fastness.ops.lane import Target, draw_admission, enter, enter_or_create, look, of_session
-from fastness.sql.program import Expected, Program, Read, Row, Rows, Statement, Write, id_list
+from fastness.sql.program import Expected, Param, Program, Read, Row, Rows, Statement, Write, id_list
 from fastness.sql.records import stored
 
 __all__ = [
@@ -116,37 +116,36 @@ def enqueue(target: Target, draft: PendingTurnInputDraft, minted_id: str) -> Pro
     if draft.session_id != target.session_id:
         raise SessionBindingMismatchError(target.session_id, draft.session_id)
     draft, body = checked(PendingTurnInputDraft, draft)
-    asked = _named(target, _names_of(draft))
+    asked = named(target, [draft])
     turn = draft.ingress if isinstance(draft.ingress, ActiveTurn) else None
     if turn is not None:
         asked.append(of_session(target, FIND_RECEIPT, turn.turn_id))
     lane, found = yield from enter_or_create(target, *asked)
     turn_settled = turn is not None and bool(found.pop())
-    row = rules.resubmitted(draft, _input_rows(found))
+    row = rules.resubmitted(draft, input_rows(found))
     if row is None:
-        row = yield from _admit(lane, draft, draft.input_id or minted_id, body, turn_settled)
+        row, add = admission(lane, lane.admission_seq + 1, draft, draft.input_id or minted_id, body)
+        row = msgspec.structs.replace(row, turn_settled=turn_settled)
+        yield Write(draw_admission(lane), Statement(ADD_INPUT, add), wakes=True)
     return rules.as_input(row, rules.effective_state(row, lane))
 
 
-def _names_of(draft: PendingTurnInputDraft) -> list[PendingTurnInputCancelTarget]:
-    names: list[PendingTurnInputCancelTarget] = []
-    if draft.source_key is not None:
-        names.append(BySourceKey(draft.source_key))
-    if draft.input_id is not None:
-        names.append(ByInputId(draft.input_id))
-    return names
+def named(target: Target, drafts: Sequence[PendingTurnInputDraft]) -> list[Statement]:
+    """Give the two statements that find the rows which drafts name: by id and by source key, for ``input_rows``."""
+    ids = [draft.input_id for draft in drafts if draft.input_id is not None]
+    keys = [draft.source_key for draft in drafts if draft.source_key is not None]
+    return [of_session(target, FIND_BY_ID, id_list(ids)), of_session(target, FIND_BY_KEY, id_list(keys))]
 
 
-def _admit(
-    lane: LaneFacts, draft: PendingTurnInputDraft, input_id: str, body: str, turn_settled: bool
-) -> Program[InputRow]:
+def admission(
+    lane: LaneFacts, seq: int, draft: PendingTurnInputDraft, input_id: str, body: str
+) -> tuple[InputRow, tuple[Param, ...]]:
+    """Give the row of new input, and the parameters of ``ADD_INPUT`` that write it."""
     turn = draft.ingress if isinstance(draft.ingress, ActiveTurn) else None
     state: TurnInputState = "pending_active" if turn else "deferred_next_turn"
-    seq = lane.admission_seq + 1
     of_turn = (turn.turn_id, turn.min_boundary) if turn else (None, None)
     add = (lane.sid, seq, input_id, draft.source_key, state, *of_turn, lane.live_token, lane.now_ms, body)
-    yield Write(draw_admission(lane), Statement(ADD_INPUT, add), wakes=True)
-    return InputRow(input_id, seq, state, lane.live_token, turn_settled, lane.now_ms, Grant(), draft)
+    return InputRow(input_id, seq, state, lane.live_token, False, lane.now_ms, Grant(), draft), add
 
 
 def list_pending(target: Target) -> Program[list[PendingTurnInput]]:
@@ -154,7 +153,7 @@ def list_pending(target: Target) -> Program[list[PendingTurnInput]]:
     lane, found = yield from look(target, of_session(target, LIST_WAITING))
     if lane is None:
         return []
-    rows = (row for row in _input_rows(found) if not is_held(row.grant, lane))
+    rows = (row for row in input_rows(found) if not is_held(row.grant, lane))
     return [rules.as_input(row, rules.effective_state(row, lane)) for row in rows]
 
 
@@ -173,18 +172,18 @@ def cancel_many(
     lane, found = yield from enter(target, *_named(target, targets))
     if lane is None:
         return [PendingTurnInputCancelResult(one, NotFound()) for one in targets]
-    return (yield from _cancel(lane, rules.cancel(targets, _input_rows(found), lane)))
+    return (yield from _cancel(lane, rules.cancel(targets, input_rows(found), lane)))
 
 
 def cancel_suffix(target: Target, anchor: PendingTurnInputCancelTarget) -> Program[PendingTurnInputSuffixCancelOutcome]:
     """Cancel a row and every unsettled one after it (law I6). A settled anchor is reported, the rest still goes."""
     limits.check_cancel_target(anchor)
-    lane, named = yield from enter(target, *_named(target, (anchor,)))
-    found = _input_rows(named)
+    lane, hits = yield from enter(target, *_named(target, (anchor,)))
+    found = input_rows(hits)
     if lane is None or not found:
         return AnchorNotFound()
     after = yield Read(Statement(LIST_AFTER, (lane.sid, found[0].seq)))
-    results = rules.cancel_suffix(anchor, found[0], _input_rows(after), lane)
+    results = rules.cancel_suffix(anchor, found[0], input_rows(after), lane)
     return SuffixOutcomes(tuple((yield from _cancel(lane, results))))
 
 
@@ -207,7 +206,7 @@ def _named(target: Target, names: Sequence[PendingTurnInputCancelTarget]) -> lis
     return asked
 
 
-def _input_rows(found: Rows) -> list[InputRow]:
+def input_rows(found: Rows) -> list[InputRow]:
     """Read what was found, each row once."""
     rows = {row[0]: row for rows in found for row in rows}
     return [_input_row(row) for row in rows.values()]
