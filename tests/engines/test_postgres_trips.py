@@ -137,13 +137,20 @@ async def test_a_commit_on_knowledge_that_is_out_of_date_takes_three_round_trips
 
 
 async def test_a_commit_with_an_outbox_takes_two_round_trips(scene: Scene) -> None:
-    """However much it enqueues, and for however many sessions, new ones among them."""
+    """However much it enqueues, and for however many sessions; bringing new ones to life takes one more."""
     revision = await settled(scene)
-    drafts = [said(f"{at}", session_id=name, key=f"k{at}") for at, name in enumerate(("s", "other", "new", "other"))]
-    made = msgspec.structs.replace(await full_turn(scene, revision, 2, "b"), turn_commit=None)
-    made = made.with_outbox(*drafts, work(session_id="newer")).with_turn_commit("t2")
-    assert await scene.trips(lambda: scene.store.commit_runtime_state(made)) == 2
-    assert [len(await scene.store.list_pending_turn_inputs(name)) for name in ("s", "other", "new")] == [1, 2, 1]
+    await scene.store.enqueue_pending_turn_input(said("first", session_id="other"))
+    counted = []
+    for turn, names in ((2, ("s", "other", "other")), (3, ("s", "new", "newer"))):
+        drafts = [said(f"{at}", session_id=name, key=f"k{turn}{at}") for at, name in enumerate(names)]
+        leaf = "b" if turn == 2 else "m2"
+        made = msgspec.structs.replace(await full_turn(scene, revision, turn, leaf), turn_commit=None)
+        made = made.with_outbox(*drafts, work(session_id=names[-1])).with_turn_commit(f"t{turn}")
+        counted.append(await scene.trips(lambda made=made: scene.store.commit_runtime_state(made)))  # type: ignore[misc]
+        revision += 1
+    assert counted == [2, 3]
+    waiting = [len(await scene.store.list_pending_turn_inputs(name)) for name in ("other", "new", "newer")]
+    assert waiting == [3, 1, 1]
 
 
 async def test_renewal_and_release_take_one_round_trip(scene: Scene) -> None:

@@ -107,7 +107,7 @@ def session_settings(schema: str, lock_timeout_ms: int, patience_ms: int) -> tup
     off by the server, so that it does not hold up others.
     """
     return (
-        ("search_path", f'"{schema}"'),
+        ("search_path", f'"{schema}", pg_temp'),  # last, so that nothing temporary stands before ours
         ("lock_timeout", str(lock_timeout_ms)),
         ("idle_in_transaction_session_timeout", str(patience_ms)),
         ("enable_seqscan", "off"),

@@ -16,7 +16,7 @@ from fastness.model.commit import RuntimeCommitResult
 from fastness.model.session import AgentFrameRecord
 from fastness.ops import outbox, queued_work, turn_input
 from fastness.ops.hint import Hint, expected_facts, hint_after
-from fastness.ops.lane import FENCE, Target, fence_facts, free_lane, lane_lock
+from fastness.ops.lane import FENCE, Target, fence_facts, free_lane
 from fastness.ops.load import read_head
 from fastness.sql.program import Many, Program, Read, Row, Rows, Statement, Write, id_list
 from fastness.sql.records import body_crc, stored
@@ -83,15 +83,14 @@ def commit(
     """Settle a turn. ``target`` is bound; ``minted_ids`` has an id for each entry of the outbox."""
     assert target.sid is not None  # a commit is made through a bound handle
     mail = outbox.deliveries(target, given.commit.outbox, minted_ids)
-    yield from outbox.enter_all(target, mail)
-    facts, mail_facts = yield from _facts(target.session_id, target.sid, given, hint, outbox.facts(mail))
+    facts, mail_facts = yield from _facts(target, target.sid, given, hint, mail)
     plan = rules.settle(target.session_id, given, facts)
     if isinstance(plan, rules.Replay):
         release = given.commit.release_session_execution_lease
         if plan.releases and release is not None and facts.lane is not None:
             yield Write(free_lane(facts.lane.sid, release), wakes=True)
         return Settled(plan.result, None)
-    admitted = outbox.admitted(mail, mail_facts, target if plan.releases else None)
+    admitted = yield from outbox.admitted(mail, mail_facts, target if plan.releases else None)
     apart = not plan.replaces and not given.commit.agent_frames and given.commit.interrupted_turn_input_turn_id is None
     yield Write(
         *_settlement(given, plan), *admitted, apart=apart and not admitted, wakes=plan.releases or bool(admitted)
@@ -100,9 +99,9 @@ def commit(
 
 
 def _facts(
-    session_id: str, sid: int, given: CommitInput, hint: Hint | None, others: list[Statement]
+    target: Target, sid: int, given: CommitInput, hint: Hint | None, mail: list[outbox.Delivery]
 ) -> Program[tuple[CommitFacts, Rows]]:
-    """Lock the lane and read what the commit is decided on, and with it the facts of others."""
+    """Lock the lanes and read what the commit is decided on, and with it the facts of its outbox."""
     commit = given.commit
     turn_id = None if commit.turn_commit is None else commit.turn_commit.turn_id
     asked = {"lane": Statement(FENCE, (sid,)), "head": Statement(HEAD_FACTS, (sid, turn_id))}
@@ -123,10 +122,10 @@ def _facts(
         asked["work"] = queued_work.held_statement(sid, commit.completed_queue_claims)
     if commit.committed_attachment_ids:
         asked["attachments"] = Statement(HELD_ATTACHMENTS, (sid, id_list(commit.committed_attachment_ids)))
-    expect = None if others else expected_facts(given, hint, tuple(asked))
-    rows = yield Read(lane_lock(Target(session_id, sid)), *asked.values(), *others, expect=expect)
+    expect = None if mail else expected_facts(given, hint, tuple(asked))
+    rows = yield Read(*outbox.locks(target, mail), *asked.values(), *outbox.facts(mail), expect=expect)
     own = dict(zip(asked, rows[: len(asked)], strict=True))
-    return _read_facts(session_id, sid, own), rows[len(asked) :]
+    return _read_facts(target.session_id, sid, own), rows[len(asked) :]
 
 
 def _read_facts(session_id: str, sid: int, rows: dict[str, list[Row]]) -> CommitFacts:

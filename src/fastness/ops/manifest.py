@@ -122,6 +122,8 @@ def begin_reclaim(
     holds, releases, marks, ((now_ms,),) = yield Read(
         Lock(LOCK_HOLDERS, (ids,)),
         _content_lock(attachment_ids),
+        # Once more, for a session whose intent came while the content was waited for. None can come after that.
+        Lock(LOCK_HOLDERS, (ids,)),
         Statement(ALL_HOLDS, (ids,)),
         Statement(ALL_RELEASES, (ids,)),
         Statement(LIVE_MARKS, (ids,)),

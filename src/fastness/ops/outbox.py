@@ -2,7 +2,7 @@
 
 All lanes are locked first, in the order of the sessions' ids, so that no two commits wait for each other; all facts are
 read with the commit's own, and all rows written behind its settlement. However many entries there are, they cost no
-round trip of their own.
+round trip of their own; only bringing unknown sessions to life takes one.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ import msgspec
 
 from fastness.decide import turn_input as rules
 from fastness.decide.turn_input import InputRow
-from fastness.errors import ContendedError
 from fastness.model.base import checked
 from fastness.model.commit import OutboxEntry, OutboxInput
 from fastness.model.queued_work import QueuedWorkBatchDraft
 from fastness.model.turn_input import PendingTurnInputDraft
 from fastness.ops import queued_work, turn_input
 from fastness.ops.lane import Target, birth, draw_admission, lane_facts, lane_lock, lane_statement
-from fastness.sql.program import Item, Many, Param, Program, Row, Rows, Statement, Write
+from fastness.sql.program import Item, Lock, Many, Param, Program, Read, Row, Rows, Statement, Write
 
 
 class Delivery(NamedTuple):
@@ -42,17 +41,10 @@ def deliveries(sender: Target, outbox: Sequence[OutboxEntry], minted_ids: Sequen
     ]
 
 
-def enter_all(sender: Target, given: Sequence[Delivery]) -> Program[None]:
-    """Lock the lanes of all sessions that the commit writes to, and bring unknown ones to life."""
-    others = {delivery.target.session_id for delivery in given} - {sender.session_id}
-    if not others:
-        return
-    items: list[Item] = []
-    for session_id in sorted({*others, sender.session_id}):
-        own = session_id == sender.session_id
-        items += () if own else birth(session_id)
-        items.append(lane_lock(sender if own else Target(session_id)))
-    yield Write(*items)
+def locks(sender: Target, given: Sequence[Delivery]) -> list[Lock]:
+    """Give the locks of all lanes that the commit writes to, in the order of the sessions' ids."""
+    targets = {delivery.target.session_id: delivery.target for delivery in given} | {sender.session_id: sender}
+    return [lane_lock(targets[session_id]) for session_id in sorted(targets)]
 
 
 def facts(given: Iterable[Delivery]) -> list[Statement]:
@@ -70,21 +62,28 @@ def facts(given: Iterable[Delivery]) -> list[Statement]:
     return statements
 
 
-def admitted(given: Sequence[Delivery], rows: Rows, released: Target | None) -> list[Item]:
-    """Decide which entries are new, and give the statements that admit them.
+def admitted(given: Sequence[Delivery], rows: Rows, released: Target | None) -> Program[list[Item]]:
+    """Decide which entries are new, and give the statements that admit them. Brings unknown sessions to life.
 
-    ``rows`` are those of ``facts``; ``released`` is the session whose lane this very commit releases.
+    It comes after the commit was decided: one that is replayed, or refused, brings nothing to life (law M3). ``rows``
+    are those of ``facts``; ``released`` is the session whose lane this very commit releases.
     """
+    known = {delivery.target: rows[4 * at : 4 * at + 4] for at, delivery in enumerate(given)}
+    # More than once only where somebody deletes the session between its birth and the lock.
+    while new := [delivery for delivery in given if not known[delivery.target][0]]:
+        for delivery in new:
+            yield Write(*birth(delivery.target.session_id), lane_lock(delivery.target))
+        found = yield Read(*facts(new))
+        known |= {delivery.target: found[4 * at : 4 * at + 4] for at, delivery in enumerate(new)}
     items: list[Item] = []
-    for at, delivery in enumerate(given):
-        items += _admitted(delivery, rows[4 * at : 4 * at + 4], is_released=delivery.target == released)
+    for delivery in given:
+        items += _admitted(delivery, known[delivery.target], is_released=delivery.target == released)
     return items
 
 
 def _admitted(delivery: Delivery, rows: Rows, *, is_released: bool) -> list[Item]:
     lane = lane_facts(delivery.target, rows[0])
-    if lane is None:
-        raise ContendedError(f"session {delivery.target.session_id!r} was deleted at this moment", 0)
+    assert lane is not None  # it was there, or it was brought to life
     if is_released:
         lane = msgspec.structs.replace(lane, owner=None, lease_token=None, expires_ms=0)
     inputs: list[tuple[Param, ...]] = []

@@ -39,6 +39,7 @@ from fastness.model import (
     AgentFrameRecord,
     Append,
     PersistedSessionConfig,
+    SessionStoreCreateRequest,
     TokenUsage,
 )
 from fastness.sql.program import Many, Read, Write
@@ -229,6 +230,17 @@ async def test_c14_a_replay_does_not_enqueue_again(lab: Lab) -> None:
     await store.commit_runtime_state(stamped)
     assert texts(await store.list_pending_turn_inputs("s")) == ["x"]
     assert len(await store.list_queued_work("s")) == 1
+
+
+async def test_c14_a_replay_brings_no_session_back_to_life(lab: Lab) -> None:
+    """A session that was woken by a turn and deleted since stays away when the turn is sent again."""
+    store = await lab.store()
+    lease = await lane(store)
+    stamped = commit(lease, None, *chain("a")).with_outbox(said("x", session_id="woken")).with_turn_commit("t1")
+    await store.commit_runtime_state(stamped)
+    await lab.factory.delete_session("woken")
+    assert (await store.commit_runtime_state(stamped)).replayed is True
+    assert await lab.factory.open_existing_store(SessionStoreCreateRequest("woken")) is None
 
 
 async def test_c1_a_commit_keeps_what_it_does_not_name(lab: Lab) -> None:
