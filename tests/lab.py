@@ -54,7 +54,7 @@ async def _own_schema(lab: Lab) -> AsyncIterator[None]:
 
 
 ENGINES: dict[str, Subject] = {
-    "memory": Subject(_memory, ALL_POWERS - {Power.REOPENING}),
+    "memory": Subject(_memory, ALL_POWERS - {Power.REOPENING, Power.SHARED}),
     "postgres": Subject(_postgres, ALL_POWERS, _own_schema),
     "sqlite": Subject(_sqlite, ALL_POWERS),
 }

@@ -79,7 +79,27 @@ NEEDS: dict[Power, Callable[[Lab], Awaitable[object]]] = {
 }
 
 
-@pytest.mark.parametrize("power", Power)
+async def test_a_handle_beside_is_of_another_factory_where_the_database_is_shared(tmp_path: Path) -> None:
+    """Where nothing else may open the database, it is of the one that there is. That power alone skips nothing."""
+    assert set(NEEDS) == set(Power) - {Power.SHARED}
+    openings = []
+
+    def opened(lab: Lab) -> SqliteSessionStoreFactory:
+        openings.append(lab)
+        return SqliteSessionStoreFactory(lab.directory / f"lab{len(openings)}.db")
+
+    counted = []
+    for powers in (ALL_POWERS, ALL_POWERS - {Power.SHARED}):
+        async with Lab(Subject(opened, powers), tmp_path) as lab:
+            await lab.store()
+            before = len(openings)
+            await lab.beside()
+            await lab.beside("other")
+            counted.append(len(openings) - before)
+    assert counted == [1, 0]
+
+
+@pytest.mark.parametrize("power", NEEDS)
 async def test_whoever_needs_a_power_that_is_not_there_is_skipped(tmp_path: Path, power: Power) -> None:
     """The reason is the power's; with the power it goes on."""
     async with Lab(Subject(POWERLESS.open, ALL_POWERS - {power}), tmp_path) as lab:

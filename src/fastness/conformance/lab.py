@@ -68,6 +68,7 @@ class Lab:
         self._seen: list[Read | Write] = []
         self._surroundings = AsyncExitStack()
         self._opened = AsyncExitStack()
+        self._beside: Any = None
 
     async def __aenter__(self) -> Self:
         if self.subject.around is not None:
@@ -183,10 +184,24 @@ class Lab:
         yield store
         yield await self.reopen(session_id)
 
+    async def beside(self, session_id: str = "s") -> RuntimePersistence:
+        """Create a session and give a handle of it that stands for another process.
+
+        It is of a factory that is opened beside the first one. Where nothing else may open the database, that one is
+        all that can be at work on it, and the handle is of that.
+        """
+        if self._beside is None and Power.SHARED in self.subject.powers:
+            self._beside = await self._opened.enter_async_context(self.subject.open(self))
+        made: RuntimePersistence = await (self._beside or self.factory).create_store(
+            SessionStoreCreateRequest(session_id)
+        )
+        return made
+
     async def restart(self) -> None:
         """Close the database and open it again; handles from before are of no use any more."""
         self.needs(Power.REOPENING)
         await self._opened.aclose()
+        self._beside = None
         await self._open()
 
     # --- what was changed ---

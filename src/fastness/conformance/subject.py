@@ -22,6 +22,8 @@ class Power(Enum):
 
     REOPENING = "a second opening does not find what the first one wrote"
     """Opened again with the same lab, the factory finds all that was written before it was closed."""
+    SHARED = "nothing else may open its database meanwhile"
+    """Opened with the same lab while another factory is open, both work on one database, as two processes would."""
     CLOCK = "the kit cannot move its clock"
     """All its times come from ``lab.clock``."""
     DEATH = "the kit cannot declare a process dead"

@@ -79,7 +79,11 @@ _KINDS: tuple[tuple[frozenset[str], type[BackendError], str], ...] = (
         "run 'fastness check' to see what was changed, and undo it or restore a backup",
     ),
     (_FULL, DatabaseFullError, "make room on the server, then retry the same call"),
-    (frozenset({"57014"}), BackendError, "raise statement_timeout for this role, or retry the same call"),
+    (
+        frozenset({"57014"}),
+        BackendError,
+        "retry the same call; raise statement_timeout if that stopped it",
+    ),
 )
 
 _PASSING = re.compile(r"starting up|shutting down|not yet accepting|recovery mode", re.IGNORECASE)

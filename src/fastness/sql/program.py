@@ -64,7 +64,8 @@ class Lock(msgspec.Struct, frozen=True, gc=False):
 class LockNames(msgspec.Struct, frozen=True, gc=False):
     """Locks names until the transaction ends, for what has no row of its own; it gives no rows.
 
-    Row locks are taken before names, so that nobody who has one waits for the other.
+    Row locks are taken before names, so that nobody who has one waits for the other; who has to take more rows behind
+    a name may meet a deadlock, which is found and tried again.
     """
 
     names: tuple[str, ...]
