@@ -86,7 +86,10 @@ class EngineSessionStoreFactory:
     async def list_sessions(
         self, *, limit: int = 100, cursor: str | None = None, filters: SessionFilter | None = None
     ) -> SessionPage:
-        """List sessions, oldest first, a page at a time."""
+        """List sessions, oldest first, a page at a time.
+
+        A session that comes to life while somebody goes through the pages may be on none of them.
+        """
         limits.check_positive("limit", limit)
         if limit > _MAX_PAGE:
             raise InvalidInputError("limit", f"is {limit} and must be at most {_MAX_PAGE}")

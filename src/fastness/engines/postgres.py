@@ -57,11 +57,12 @@ class PostgresEngine:
     """Runs programs on a PostgreSQL database, in a schema of its own.
 
     ``conninfo`` is a url or a connection string of libpq. ``pool`` is one that the application owns: it is used as it
-    is, nothing is left set on its connections, and it stays open. ``patience_ms`` bounds everything that is waited for:
-    a connection, a lock, a server that restarts; then ``ContendedError`` or what stood in the way. ``listen_url`` leads
-    past a pooler to where notices can be listened for; without one, behind a pooler, waiting for work is polling.
-    Without ``create``, a schema that is not there is an error. ``clock`` and ``before_batch`` are for tests: they
-    replace the server's clock, and raise a fault at a point.
+    is, nothing is left set on its connections, and it stays open. ``patience_ms`` bounds the wait for a connection, a
+    lock, a server that restarts; then ``ContendedError`` or what stood in the way. A server that takes a statement and
+    never answers is left to TCP, which gives up after a minute unless the url says otherwise. ``listen_url`` leads past
+    a pooler to where notices can be listened for; without one, behind a pooler, waiting for work is polling. Without
+    ``create``, a schema that is not there is an error. ``clock`` and ``before_batch`` are for tests: they replace the
+    server's clock, and raise a fault at a point.
     """
 
     def __init__(

@@ -5,8 +5,8 @@ session, or that committed last, can say what they are; the database looks wheth
 otherwise. A hint that is old does no harm: the commit is then decided on what the database says.
 
 Only the lease, the head's row and the claims are looked at. What is a function of the head's revision needs no look:
-nothing moves usage, frames or live nodes without moving the revision. That ids of new nodes are free is held by the
-table's own constraint.
+nothing moves usage, frames or live nodes without moving the revision, and nobody but the holder of this very lease can
+have moved that. That ids of new nodes are free is held by the table's own constraint.
 """
 
 from __future__ import annotations

@@ -54,7 +54,8 @@ async def copy(
     """Copy every session, beside running work on the source: each one as it is when its turn comes.
 
     Work that one session hands to another meanwhile may be seen on neither side or on both; what must be of one moment
-    is moved by ``backup`` and ``restore``, or while nobody writes.
+    is moved by ``backup`` and ``restore``, or while nobody writes. A session that comes to life meanwhile may be left
+    for the next run.
 
     A session that is in the destination with the same content is passed over, so that a copy that was broken off is
     completed by another run. One that is there with other content is named in the report and not touched. A copied lane
