@@ -109,7 +109,8 @@ class SessionStore:
         loaded = await self._engine.read(lambda: load.load_session(target, scope, self._engine.rows_per_read))
         if loaded is None:
             return None
-        self._hint = loaded.hint
+        if self._engine.decides_ahead:
+            self._hint = loaded.hint
         return loaded.read
 
     async def load_node(self, node_id: str) -> SessionNodeRecord | None:
@@ -146,7 +147,8 @@ class SessionStore:
                 raise SessionBindingMismatchError(self.session_id, commit.session_id)
             raise LeaseExpiredError(self.session_id, None, "unknown")
         minted = tuple(_token() for _ in commit.outbox)
-        settled = await self._engine.write(lambda: settle(target, given, minted, self._hint))
+        knows = self._engine.decides_ahead
+        settled = await self._engine.write(lambda: settle(target, given, minted, self._hint, knows=knows))
         self._hint = settled.hint
         return settled.result
 

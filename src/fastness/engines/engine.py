@@ -37,6 +37,8 @@ class Engine(Protocol):
     durability_tier: DurabilityTier
     rows_per_read: int
     """How many rows a program does well to ask for at once: a few where a read is cheap, many across a network."""
+    decides_ahead: bool
+    """Whether it is worth saying which facts a program expects: to an engine that would have to wait for them."""
 
     async def read(self, make: ProgramFactory[T]) -> T:
         """Run a program that only reads, on one snapshot."""

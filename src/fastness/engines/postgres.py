@@ -80,6 +80,7 @@ class PostgresEngine:
     ) -> None:
         self.durability_tier: DurabilityTier = "durable"
         self.rows_per_read = 10_000
+        self.decides_ahead = True
         if patience_ms > _MAX_PATIENCE_MS:
             raise InvalidInputError("patience_ms", f"is {patience_ms} and must be at most {_MAX_PATIENCE_MS}")
         place = place_of(conninfo, schema)

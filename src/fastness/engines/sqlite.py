@@ -73,6 +73,7 @@ class SqliteEngine:
             raise InvalidInputError("synchronous", "must be 'full' or 'normal'")
         self.durability_tier: DurabilityTier = "inline" if path is None else "durable"
         self.rows_per_read = 250
+        self.decides_ahead = False
         self.path = None if path is None else _absolute(path)
         settings = Settings(self.path, clock, synchronous, busy_timeout_ms, allow_network_filesystem, before_batch)
         self._settings = settings

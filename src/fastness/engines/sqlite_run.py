@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import apsw
 
 from fastness.errors import BackendError, StoreError
-from fastness.sql.program import Lock, LockNames, Many, Read, Rows, Write
+from fastness.sql.program import Many, Read, Rows, Statement, Write
 
 BatchHook: TypeAlias = Callable[[Read | Write | None], None]
 """Called before each batch, and with None before COMMIT. Tests raise from it: a fault at that very point."""
@@ -104,15 +104,13 @@ def execute(batch: Read | Write, cursor: apsw.Cursor) -> Rows:
     rows: Rows = []
     try:
         for statement in batch.statements:
-            if isinstance(statement, Lock | LockNames):
-                continue
-            sql = statement.sql
-            text = _translated.get(sql) or translate(sql)
-            if isinstance(statement, Many):
+            if isinstance(statement, Statement):
+                text = _translated.get(statement.sql) or translate(statement.sql)
+                rows.append(list(cursor.execute(text, statement.params)))
+            elif isinstance(statement, Many):
+                text = _translated.get(statement.sql) or translate(statement.sql)
                 cursor.executemany(text, statement.rows)
                 rows.append([])
-            else:
-                rows.append(list(cursor.execute(text, statement.params)))
     except UnicodeDecodeError:
         raise  # what is stored is at fault, not what was given: that would be an error of encoding
     except (TypeError, ValueError, OverflowError) as error:

@@ -78,9 +78,17 @@ class Settled(NamedTuple):
 
 
 def commit(
-    target: Target, given: CommitInput, minted_ids: tuple[str, ...], hint: Hint | None = None
+    target: Target,
+    given: CommitInput,
+    minted_ids: tuple[str, ...],
+    hint: Hint | None = None,
+    *,
+    knows: bool = True,
 ) -> Program[Settled]:
-    """Settle a turn. ``target`` is bound; ``minted_ids`` has an id for each entry of the outbox."""
+    """Settle a turn. ``target`` is bound; ``minted_ids`` has an id for each entry of the outbox.
+
+    Without ``knows`` nobody asks what the handle knows afterwards.
+    """
     assert target.sid is not None  # a commit is made through a bound handle
     mail = outbox.deliveries(target, given.commit.outbox, minted_ids)
     facts, mail_facts = yield from _facts(target, target.sid, given, hint, mail)
@@ -95,7 +103,7 @@ def commit(
     yield Write(
         *_settlement(given, plan), *admitted, apart=apart and not admitted, wakes=plan.releases or bool(admitted)
     )
-    return Settled(plan.result, hint_after(given, facts, plan, hint))
+    return Settled(plan.result, hint_after(given, facts, plan, hint) if knows else None)
 
 
 def _facts(
