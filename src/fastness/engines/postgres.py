@@ -149,8 +149,7 @@ class PostgresEngine:
         loop = self._binding.enter()
         started = loop.time()
         tries = 0
-        self._in_use += 1  # as ``_using`` does, without what that costs each operation
-        try:
+        with self._using():
             if not self._connections.is_open:
                 await self.start()
             while True:
@@ -162,10 +161,6 @@ class PostgresEngine:
                     if loop.time() - started + pause > self._patience_s:
                         raise again.given_up(self.place.schema, round((loop.time() - started) * 1000)) from None
                     await asyncio.sleep(pause)
-        finally:
-            self._in_use -= 1
-            if not self._in_use:
-                self._unused.set()
 
     async def _attempt(self, run: Callable[[Attempt], Awaitable[Any]], started: float) -> Any:
         wire = await self._connections.acquire(started)

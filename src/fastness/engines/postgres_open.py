@@ -20,6 +20,7 @@ from psycopg.rows import tuple_row
 from psycopg_pool import AsyncConnectionPool
 
 from fastness.engines.postgres_faults import explain, unreachable
+from fastness.engines.postgres_wire import Refused
 from fastness.errors import DatabaseOpenError, DatabaseReadOnlyError, InvalidInputError, StoreError
 from fastness.sql.migrations import LEDGER_TABLE, READ_LEDGER, migrations, missing, script
 from fastness.sql.schema import POSTGRES_TYPES, create_tables
@@ -181,8 +182,6 @@ def translated(error: psycopg.Error, place: Place) -> StoreError:
     result = error.pgresult
     if result is None:
         return unreachable(said(error), place.name)
-    from fastness.engines.postgres_wire import Refused  # noqa: PLC0415
-
     return explain(Refused(result, 0, 1), place.schema)
 
 
@@ -245,8 +244,6 @@ _TABLE = re.compile(r"create table (?:if not exists )?(\w+) \((.*)\)", re.DOTALL
 _COLUMN = re.compile(r"^    (\w+) (bigint|text|bytea|integer)\b", re.MULTILINE)
 _INDEX = re.compile(r"create (unique )?index (\w+) on (\w+)")
 _UNIQUE = re.compile(r"^    (\w+) .*\bunique\b", re.MULTILINE)
-
-
 _FUNCTION = re.compile(r"create function (\w+)")
 
 
@@ -283,8 +280,6 @@ _COLUMNS = """
 _INDEXES = """
     select c.relname, i.indisvalid, i.indisunique from pg_class c join pg_index i on i.indexrelid = c.oid
     where c.relnamespace = to_regnamespace($1)"""
-
-
 _FUNCTIONS = "select proname from pg_proc where pronamespace = to_regnamespace($1)"
 
 

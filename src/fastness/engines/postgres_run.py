@@ -73,20 +73,29 @@ class Attempt:
         """Run a program that may write, and commit."""
         program = make()
         try:
-            read = next(program)
-            if type(read) is Read and read.expect is not None and _is_worth_it(read.expect):
-                outcome = await self._speculate(program, read, read.expect)
+            first = next(program)
+            if type(first) is Read and first.expect is not None and _is_worth_it(first.expect):
+                outcome = await self._speculate(program, first, first.expect)
                 if outcome is not None:
                     return outcome
+                program.close()
+                program = make()
+                first = next(program)
+            return await self._run(program, first, _WRITING)
         except StopIteration as stop:
             return Outcome(stop.value, wakes=False)
         finally:
             program.close()
-        return await self._run(make, _WRITING)
 
     async def read(self, make: Callable[[], Any]) -> Any:
         """Run a program that only reads, on one snapshot."""
-        return (await self._run(make, _READING)).result
+        program = make()
+        try:
+            return (await self._run(program, next(program), _READING)).result
+        except StopIteration as stop:
+            return stop.value
+        finally:
+            program.close()
 
     async def hold(self) -> None:
         """Begin a transaction that only reads, and take its snapshot."""
@@ -139,14 +148,11 @@ class Attempt:
         result = _finished(program, _aligned(guess.writes[-1], rows)) if guess.waits else guess.result
         return Outcome(result, any(batch.wakes for batch in guess.writes))
 
-    async def _run(self, make: Callable[[], Any], begin: Command) -> Outcome:
-        program = make()
+    async def _run(self, program: Any, batch: Read | Write, begin: Command) -> Outcome:
+        """Go on with a program from its first batch."""
         self._wrote = self._wakes = False
-        begun = False
+        self._begin(begin)
         try:
-            batch = next(program)
-            self._begin(begin)
-            begun = True
             while True:
                 self._enter(batch, reads_only=begin is _READING)
                 if batch.last:
@@ -156,13 +162,11 @@ class Attempt:
         except StopIteration as stop:
             if self._wrote:
                 await self._commit()
-            elif begun:
+            else:
                 self._wire.put(_ROLLBACK)
                 self._wire.sync()
                 await self._wire.answers()
             return Outcome(stop.value, self._wakes)
-        finally:
-            program.close()
 
     def _enter(self, batch: Read | Write, *, reads_only: bool) -> None:
         self._before(batch)

@@ -1,9 +1,9 @@
 """One connection to a PostgreSQL server: statements go out in pipelines, answers come back in order.
 
-It promises that nothing is sent before ``flush`` and that waiting never blocks the event loop; that an answer is told
-from a refusal (``Refused``) and from a connection that is gone (``Lost``), which says how many answers had come before.
-It works on libpq's own connection, below cursors, because what a turn costs is mostly what each statement costs. It
-knows no transaction and no program.
+It promises that waiting never blocks the event loop, and that an answer is told from a refusal (``Refused``), which
+says whether the statements behind it were begun, and from a connection that is gone (``Lost``). It works on libpq's own
+connection, below cursors, because what a turn costs is mostly what each statement costs. It knows no transaction and no
+program.
 """
 
 from __future__ import annotations
