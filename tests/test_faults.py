@@ -46,8 +46,9 @@ from fastness.model import (
     SessionMeta,
     SessionStoreCreateRequest,
     TurnInputClaim,
+    process_execution_env_ref,
 )
-from fastness.model.protocols import SessionStoreFactory
+from fastness.model.protocols import ProcessExecutionEnvStore, SessionStoreFactory
 from fastness.sql.program import Read, Write
 
 DEAD = LocalProcess("host", "boot", 1, "1")
@@ -146,6 +147,9 @@ STORE: dict[str, Operation] = {
     "list_uncommitted": lambda at: at.store.list_uncommitted(START_MS),
     "begin_reclaim": lambda at: at.store.begin_reclaim([content_id("a")], older_than_epoch_ms=START_MS),
     "finish_reclaim": lambda at: at.store.finish_reclaim(at.grant),
+    "list_attachments": lambda at: at.store.list_attachments(session_id="s"),
+    "list_reclaimable": lambda at: at.store.list_reclaimable([content_id("c")], older_than_epoch_ms=START_MS),
+    "release_unnamed": lambda at: at.store.release_unnamed([content_id("nobody's")]),
     "forget": lambda at: at.store.forget("s", content_id("a")),
     "try_claim_session_execution_lease": lambda at: at.store.try_claim_session_execution_lease("new", BOB, TTL_MS),
     "reclaim_session_execution_lease": lambda at: at.store.reclaim_session_execution_lease(
@@ -189,9 +193,20 @@ FACTORY: dict[str, Operation] = {
     "delete_session": lambda at: at.lab.factory.delete_session("s"),
     "list_sessions": lambda at: at.lab.factory.list_sessions(),
 }
-OPERATIONS = {**STORE, **FACTORY}
+ENVIRONMENT = b'{"cwd": "/srv"}'
+ENVIRONMENTS: dict[str, Operation] = {
+    "put_process_execution_env": lambda at: at.lab.factory.process_execution_envs.put_process_execution_env(
+        process_execution_env_ref(ENVIRONMENT), ENVIRONMENT
+    ),
+    "get_process_execution_env": lambda at: at.lab.factory.process_execution_envs.get_process_execution_env("e"),
+}
+OPERATIONS = {**STORE, **FACTORY, **ENVIRONMENTS}
+IN_PARTS = {"gc_unreachable"}
+"""What works in several transactions, so that none of them is long: a fault leaves what was done before it."""
 CHANGE_NOTHING = {
-    name for name in OPERATIONS if name.startswith(("load_", "list_", "holds_", "open_", "renew_turn", "renew_queued"))
+    name
+    for name in OPERATIONS
+    if name.startswith(("load_", "list_", "get_", "holds_", "open_", "renew_turn", "renew_queued"))
 }
 
 
@@ -204,6 +219,7 @@ def test_every_operation_of_the_protocols_is_faulted() -> None:
     """An operation that is added to a protocol has to be added here: the lists are the same."""
     assert set(STORE) == coroutines_of(RuntimePersistence)
     assert set(FACTORY) == coroutines_of(SessionStoreFactory)
+    assert set(ENVIRONMENTS) == coroutines_of(ProcessExecutionEnvStore)
 
 
 async def points_of(lab: Lab, operation: Operation) -> int:
@@ -225,11 +241,11 @@ async def start_over(lab: Lab) -> None:
     """Delete what a scene made."""
     for session_id in ("s", "crashed", "new"):
         await lab.factory.delete_session(session_id)
-    for table in ("attachment_release", "attachment_mark"):
+    for table in ("attachment_release", "attachment_mark", "environment"):
         await lab.execute_raw(f"delete from {table}")
 
 
-@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("name", sorted({*OPERATIONS} - IN_PARTS))
 async def test_a_fault_at_any_point_leaves_no_trace(lab: Lab, name: str) -> None:
     """Wherever the fault comes, every row stays as it was, and the same call then does what it would have done."""
     operation = OPERATIONS[name]
@@ -250,6 +266,28 @@ async def test_a_fault_at_any_point_leaves_no_trace(lab: Lab, name: str) -> None
         changed = differences(before, await lab.dump()) != {}
         assert changed == (name not in CHANGE_NOTHING), f"{name} after a fault at point {point}: changed is {changed}"
     await lab.assert_sound()
+
+
+async def test_a_collection_that_is_broken_off_at_any_point_is_completed_by_the_next(lab: Lab) -> None:
+    """What sessions hold is as it was, and after another run the same rows are left as if nothing had happened."""
+    points = await points_of(lab, OPERATIONS["gc_unreachable"])
+    wanted = await lab.dump()
+    assert points > 4
+    for point in range(points):
+        await start_over(lab)
+        scene = await Scene(lab, await lab.store()).set()
+        before = await scene.store.load_session(FullGraph())
+        lab.on_batch = fault = Fault(point)
+        with pytest.raises((Injected, StoreError)):
+            await scene.store.gc_unreachable()
+        lab.on_batch = None
+        assert fault.came, f"point {point} was never reached"
+        assert await scene.store.load_session(FullGraph()) == before
+        await lab.assert_sound()
+        await scene.store.gc_unreachable()
+        left = await lab.dump()
+        assert [ref for ref, _ in left["blob"]] == [ref for ref, _ in wanted["blob"]]
+        assert len(left["blob_holder"]) == len(wanted["blob_holder"])
 
 
 async def test_a_fault_in_one_program_does_not_touch_its_neighbours(lab: Lab) -> None:

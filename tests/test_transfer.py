@@ -35,7 +35,7 @@ from fastness.model import AgentFrameRecord, Child, RuntimePersistence, SessionM
 from fastness.ops.transfer import read_session
 from fastness.ops.transfer_tables import MOVED
 from fastness.ops.transfer_tables import TABLES as MOVED_OR_NOT
-from fastness.persistence import SqliteSessionStoreFactory
+from fastness.persistence import SqliteSessionStoreFactory, process_execution_env_ref
 from fastness.sql.schema import SESSION_TABLES, SQLITE_TYPES, create_tables
 from fastness.transfer import TransferReport, copy
 from fastness.transfer.spool import Spool
@@ -150,13 +150,17 @@ async def test_every_row_of_every_table_arrives(pair: Pair) -> None:
     await gone.record_intent(intent(content_id("c"), session_id="gone"))
     await pair.source.factory.delete_session("gone")
     await fill(pair.source.factory)
+    environment = b'{"cwd": "/srv"}'
+    await pair.source.factory.process_execution_envs.put_process_execution_env(
+        process_execution_env_ref(environment), environment
+    )
     await pair.source.execute_raw("insert into attachment_mark values ($1, 'sweep', 1, 2)", content_id("c"))
     before = await pair.source.dump()
     assert [table for table in TABLES if not before[table]] == [], "a table without rows proves nothing"
 
     report = await copy(pair.source.factory, pair.destination.factory)
 
-    assert report == TransferReport(copied_count=1, node_count=601, blob_count=5, release_count=1)
+    assert report == TransferReport(copied_count=1, node_count=601, blob_count=5, release_count=1, environment_count=1)
     wanted, found = portable(before), portable(await pair.destination.dump())
     ((admission, token, *_),) = wanted["lane"]
     assert (admission, token) == (5, 3)
@@ -168,7 +172,13 @@ async def test_every_row_of_every_table_arrives(pair: Pair) -> None:
 
 def test_every_table_is_moved_or_stays_for_a_reason() -> None:
     """A table that is added to the schema belongs to a session, or somebody says here what becomes of it."""
-    assert set(TABLES) - set(SESSION_TABLES) == {"session", "blob", "attachment_release", "attachment_mark"}
+    assert set(TABLES) - set(SESSION_TABLES) == {
+        "session",
+        "blob",
+        "attachment_release",
+        "attachment_mark",
+        "environment",
+    }
 
 
 def test_columns_and_keys_are_those_of_the_database() -> None:

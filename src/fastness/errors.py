@@ -31,7 +31,9 @@ next. Messages never contain payloads, only ids and counts. Nothing here knows a
         ├── DatabaseOpenError             no database, truncated, newer schema, wrong place
         ├── DatabaseReadOnlyError
         ├── DatabaseDamagedError
-        └── DatabaseFullError
+        ├── DatabaseFullError
+        └── AttachmentStoreError      the store of the bytes failed
+            └── AttachmentDamagedError    the bytes are not what their id says (A1)
 """
 
 from __future__ import annotations
@@ -238,7 +240,10 @@ class AttachmentNotFoundError(StoreError):
 
     def __init__(self, attachment_id: str) -> None:
         self.attachment_id = attachment_id
-        super().__init__(f"there is no attachment {attachment_id!r}")
+        super().__init__(
+            f"the store has no bytes of attachment {attachment_id!r}; they were never put, or a sweep took them:"
+            " put them again"
+        )
 
 
 class AttachmentNotInManifestError(StoreError):
@@ -360,3 +365,31 @@ class DatabaseFullError(BackendError):
     """The disk is full; the operation left no trace."""
 
     code = "database_full"
+
+
+class AttachmentStoreError(BackendError):
+    """The store that keeps the bytes of attachments failed. No part of a put is visible.
+
+    ``reason`` is a short stable word: ``full``, ``permission``, ``missing`` (the directory or bucket), ``unreachable``
+    (no answer in time), ``refused`` (the service answered with an error), ``io``, or ``damaged``.
+    """
+
+    code = "attachment_store"
+
+    def __init__(self, reason: str, detail: str, remedy: str) -> None:
+        self.reason = reason
+        super().__init__(detail, remedy)
+
+
+class AttachmentDamagedError(AttachmentStoreError):
+    """The stored bytes do not hash to their id."""
+
+    code = "attachment_damaged"
+
+    def __init__(self, attachment_id: str, detail: str) -> None:
+        self.attachment_id = attachment_id
+        super().__init__(
+            "damaged",
+            f"the bytes of attachment {attachment_id!r} are damaged: {detail}",
+            "put the same content again, or restore it from a backup",
+        )

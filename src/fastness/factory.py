@@ -20,6 +20,7 @@ import msgspec
 from fastness.decide import limits
 from fastness.engines.engine import Clock, Engine, system_clock
 from fastness.engines.sqlite import BatchHook, SqliteEngine, check_path, holds_bytes
+from fastness.environments import EngineProcessExecutionEnvStore
 from fastness.errors import DatabaseDamagedError, DatabaseOpenError, InvalidInputError
 from fastness.liveness import is_dead as process_is_dead
 from fastness.model import (
@@ -139,6 +140,11 @@ class EngineSessionStoreFactory:
     async def migrate(self) -> None:
         """Open the database, which creates or migrates it where needed. Every other call does that by itself."""
         await self.engine.read(lambda: directory.sid_of(""))
+
+    @property
+    def process_execution_envs(self) -> EngineProcessExecutionEnvStore:
+        """The environments that are kept in this database."""
+        return EngineProcessExecutionEnvStore(self.engine, budget_bytes=self._options.commit_budget_bytes)
 
     async def gc_unreachable(self, *, keep_revisions: int = 1) -> GcReport:
         """Delete the blobs of the database that no retained checkpoint needs (law M1)."""

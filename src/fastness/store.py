@@ -10,6 +10,7 @@ import asyncio
 import random
 import secrets
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import msgspec
 
@@ -381,10 +382,34 @@ class SessionStore:
         target = await self._target(session_id)
         return await self._engine.read(lambda: manifest.holds_ref(target, attachment_id))
 
-    async def list_uncommitted(self, older_than_epoch_ms: int) -> list[AttachmentManifestEntry]:
-        """List intents and releases of the whole database up to a time, inclusive."""
+    async def list_uncommitted(
+        self, older_than_epoch_ms: int, *, after: AttachmentManifestEntry | None = None, limit: int | None = None
+    ) -> list[AttachmentManifestEntry]:
+        """List intents and releases of the whole database up to a time, inclusive, oldest first.
+
+        With ``limit``, a page of so many, from behind the entry ``after``.
+        """
         limits.check_int63("older_than_epoch_ms", older_than_epoch_ms)
-        return await self._engine.read(lambda: manifest.list_uncommitted(older_than_epoch_ms))
+        limits.check_manifest_page(after, limit)
+        most = limits.MAX_INT if limit is None else limit
+        return await self._engine.read(lambda: manifest.list_uncommitted(older_than_epoch_ms, after, most))
+
+    async def list_attachments(
+        self, *, session_id: str | None = None, after: AttachmentManifestEntry | None = None, limit: int = 1000
+    ) -> list[AttachmentManifestEntry]:
+        """List what one session holds, or all of them: a page, by content and then by session, from behind ``after``.
+
+        Of an entry, ``reference`` is what the first intent said that was recorded for it.
+        """
+        limits.check_optional_id("session_id", session_id)
+        limits.check_manifest_page(after, limit)
+        return await self._engine.read(lambda: manifest.list_attachments(session_id, after, limit))
+
+    async def list_reclaimable(self, attachment_ids: Sequence[str], *, older_than_epoch_ms: int) -> tuple[str, ...]:
+        """Say which of these ``begin_reclaim`` would grant now. Nothing is marked."""
+        limits.check_int63("older_than_epoch_ms", older_than_epoch_ms)
+        ids = limits.check_ids("attachment_ids", attachment_ids)
+        return await self._engine.read(lambda: manifest.list_reclaimable(ids, older_than_epoch_ms))
 
     async def begin_reclaim(
         self, attachment_ids: Sequence[str], *, older_than_epoch_ms: int, mark_ttl_ms: int = 60_000
@@ -400,6 +425,11 @@ class SessionStore:
         """Forget what was swept. Gives how many contents the sweep still had marked."""
         limits.check_grant(grant)
         return await self._engine.write(lambda: manifest.finish_reclaim(grant))
+
+    async def release_unnamed(self, attachment_ids: Sequence[str]) -> int:
+        """Have later sweeps take content that nothing in this database names. Gives how many contents that are."""
+        ids = limits.check_attachment_ids("attachment_ids", attachment_ids)
+        return await self._engine.write(lambda: manifest.release_unnamed(ids))
 
     async def forget(self, session_id: str, attachment_id: str) -> None:
         """Let go of content; the next sweep takes its bytes if nobody else holds them."""
@@ -434,6 +464,17 @@ class SessionStore:
 
 
 async def collect(engine: Engine, keep_revisions: int) -> GcReport:
-    """Prove that all roots can be read, on one snapshot, and then delete what nobody holds (law M1)."""
+    """Prove that all roots can be read, on one snapshot, and then delete what nobody needs, some at a time (law M1)."""
     roots = await engine.read(maintenance.read_roots)
-    return await engine.write(lambda: maintenance.collect(keep_revisions, roots))
+    after = 0
+    while (upto := await engine.read(partial(maintenance.next_sids, after))) is not None:
+        while await engine.write(partial(maintenance.drop_old_holders, keep_revisions, after, upto)):
+            pass
+        after = upto
+    at: str | None = ""
+    deleted = freed = retained = 0
+    while at is not None:
+        swept = await engine.write(partial(maintenance.sweep_blobs, at))
+        at = swept.after
+        deleted, freed, retained = deleted + swept.deleted, freed + swept.freed, retained + swept.retained
+    return GcReport(roots, retained, deleted, freed)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import apsw
 import psycopg
 import pytest
 
@@ -16,7 +17,7 @@ from fastness.conformance.builders import chain, node_ids, turn
 from fastness.engines import postgres_open, sqlite_open
 from fastness.errors import BackendError, DatabaseOpenError
 from fastness.model import SessionStoreCreateRequest
-from fastness.persistence import SqliteSessionStoreFactory
+from fastness.persistence import SqliteSessionStoreFactory, process_execution_env_ref
 from fastness.sql.migrations import Migration, migrations
 from fastness.sql.schema import POSTGRES_TYPES, Types
 from tests.engines.postgres_lab import Ground, ground_of
@@ -56,10 +57,10 @@ def test_ten_processes_may_start_at_once_against_an_empty_database(own_ground: G
         own_ground.execute(f"alter database {name} set default_transaction_isolation = 'serializable'")
         assert start_ten(url) == ["()"] * 10
         with psycopg.connect(url) as connection:
-            assert connection.execute("select version from fastness.fastness_migration").fetchall() == [(1,)]
+            assert connection.execute("select version from fastness.fastness_migration").fetchall() == [(1,), (2,)]
 
 
-SECOND = (
+THIRD = (
     "alter table lane add column mood text",
     "create table moods (mood text not null primary key)",
     "create index lane_mood on lane (mood)",
@@ -67,11 +68,11 @@ SECOND = (
 
 
 def steps_to(version: int, *more: str) -> Any:
-    """What stands in for the list of migrations: two of them, of which the second runs ``more``, or the first alone."""
+    """What stands in for the list of migrations: those there are, and a third that runs ``more``; the first few."""
 
     def known(types: Types) -> Sequence[Migration]:
-        second = Migration(2, "it's a mood", (*SECOND, *more))
-        return (*migrations(types), second)[:version]
+        third = Migration(3, "it's a mood", (*THIRD, *more))
+        return (*migrations(types), third)[:version]
 
     return known
 
@@ -90,29 +91,59 @@ async def test_an_interrupted_migration_leaves_nothing_and_is_run_whole_later(
         for module in (postgres_open, sqlite_open):
             monkeypatch.setattr(module, "migrations", steps_to(version, *more))
 
-    known(1)
+    known(2)
     async with opened() as factory:
         await turn(await factory.create_store(S), *chain("a", "b"))
-    known(2, "insert into no_such_table values (1)")
+    known(3, "insert into no_such_table values (1)")
     async with opened() as factory:
         with pytest.raises(BackendError):
             await factory.create_store(S)
-    known(1)
+    known(2)
     async with opened() as factory:
         store = await factory.create_store(S)
         assert await node_ids(store) == ["a", "b"]
         assert (await factory.check()).findings == ()
-    known(2)
+    known(3)
     async with opened() as factory:
         store = await factory.create_store(S)
         await turn(store, *chain("c", after="b"))
         assert await node_ids(store) == ["a", "b", "c"]
-    known(1)
+    known(2)
     async with opened() as factory:
         with pytest.raises(
-            DatabaseOpenError, match="schema version 2, this release of fastness knows versions up to 1"
+            DatabaseOpenError, match="schema version 3, this release of fastness knows versions up to 2"
         ):
             await factory.create_store(S)
+
+
+@pytest.mark.parametrize("engine", ["postgres", "sqlite"])
+async def test_a_database_of_the_first_version_is_migrated_when_it_is_opened(
+    request: pytest.FixtureRequest, tmp_path: Path, engine: str
+) -> None:
+    """All its sessions are there, it keeps environments from now on, and its check finds nothing."""
+    ground: Ground | None = request.getfixturevalue("ground") if engine == "postgres" else None
+
+    def opened() -> Any:
+        return ground.factory() if ground is not None else SqliteSessionStoreFactory(tmp_path / "m.db")
+
+    async with opened() as factory:
+        await turn(await factory.create_store(S), *chain("a", "b"))
+    undo = ("drop table environment", "delete from fastness_migration where version = 2")
+    if ground is not None:
+        for statement in undo:
+            ground.execute(statement)
+    else:
+        connection = apsw.Connection(str(tmp_path / "m.db"))
+        for statement in undo:
+            connection.execute(statement)
+        connection.close()
+    environment = b'{"cwd": "/srv"}'
+    ref = process_execution_env_ref(environment)
+    async with opened() as factory:
+        assert await node_ids(await factory.create_store(S)) == ["a", "b"]
+        await factory.process_execution_envs.put_process_execution_env(ref, environment)
+        assert await factory.process_execution_envs.get_process_execution_env(ref) == environment
+        assert (await factory.check()).findings == ()
 
 
 SHAPE = """
@@ -130,15 +161,15 @@ SHAPE = """
 async def test_a_migrated_schema_equals_a_fresh_one(monkeypatch: pytest.MonkeyPatch, own_ground: Ground) -> None:
     """Columns, types, defaults, indexes and functions are the same whether the steps ran years apart or at once."""
     with ground_of(own_ground.server) as fresh:
-        monkeypatch.setattr(postgres_open, "migrations", steps_to(1))
+        monkeypatch.setattr(postgres_open, "migrations", steps_to(2))
         async with own_ground.factory() as factory:
             await factory.create_store(S)
-        monkeypatch.setattr(postgres_open, "migrations", steps_to(2))
+        monkeypatch.setattr(postgres_open, "migrations", steps_to(3))
         for ground in (own_ground, fresh):
             async with ground.factory() as factory:
                 await factory.create_store(S)
         shapes = [ground.execute(SHAPE)[0][0] for ground in (own_ground, fresh)]
         assert shapes[0] == shapes[1]
-        assert "2it's a mood" in json.dumps(shapes[0])
+        assert "3it's a mood" in json.dumps(shapes[0])
         assert len(shapes[0]) > len(postgres_open.expected_schema().columns)
         assert POSTGRES_TYPES.functions != ()

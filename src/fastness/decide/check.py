@@ -187,8 +187,10 @@ class NodeAudit:
             yield CheckFinding("counts", self._session_id, "the next node's place is taken")
 
 
-def database_findings(orphans: Mapping[str, int]) -> Iterator[CheckFinding]:
-    """What no session owns: rows whose session is gone, by table."""
+def database_findings(orphans: Mapping[str, int], broken_environments: Sequence[str]) -> Iterator[CheckFinding]:
+    """What no session owns: rows whose session is gone, by table, and environments that are not what they should be."""
+    for ref in broken_environments:
+        yield CheckFinding("environment", None, f"environment {ref} is missing or is not what its name says")
     for table, count in orphans.items():
         if count:
             yield CheckFinding("orphans", None, f"table {table} has {count} rows of sessions that are gone")

@@ -235,7 +235,7 @@ def _blobs(
 def _require_held(session_id: str, checkpoint: CheckpointInput, held: frozenset[str]) -> None:
     """A session may carry by reference only what its head holds (law A3)."""
     for ref in checkpoint.carried:
-        if ref not in held and ref not in checkpoint.contents:
+        if ref not in held and ref not in checkpoint.bodies:
             raise UnknownBlobRefError(session_id, ref)
 
 

@@ -24,6 +24,7 @@ from fastness.decide.limits import (
     check_type,
     utf8_size,
 )
+from fastness.decide.packing import packed
 from fastness.errors import InvalidInputError
 from fastness.model.base import checked, checked_bodies, encode, sha256_hex
 from fastness.model.checkpoint import (
@@ -47,12 +48,16 @@ MAX_TIMESTAMP_BYTES = 64
 
 
 class CheckpointInput(msgspec.Struct, frozen=True):
-    """A checkpoint ready to be stored: its manifest, the content that came along, and what it carries by reference."""
+    """A checkpoint ready to be stored: its manifest, the content that came along, and what it carries by reference.
+
+    ``bodies`` are the contents as they are stored, by their names; ``size`` is that of the contents, in bytes.
+    """
 
     manifest: SessionCheckpoint
     manifest_body: str
     manifest_ref: str
-    contents: dict[str, bytes]
+    bodies: dict[str, bytes]
+    size: int
     carried: tuple[str, ...]
 
     def refs(self) -> frozenset[str]:
@@ -94,7 +99,7 @@ def prepare(commit: RuntimeCommit, budget_bytes: int) -> CommitInput:
     config_body = None if commit.config is None else checked(PersistedSessionConfig, commit.config)[1]
     size += utf8_size(config_body or "")
     if checkpoint is not None:
-        size += sum(map(len, checkpoint.contents.values()))
+        size += checkpoint.size
     check_budget(size, budget_bytes)
     return CommitInput(
         commit,
@@ -269,7 +274,9 @@ def _checkpoint(hydrated: HydratedSessionCheckpoint) -> CheckpointInput:
     content = manifest_body.encode()
     manifest_ref = sha256_hex(content)
     contents[manifest_ref] = content
-    return CheckpointInput(manifest, manifest_body, manifest_ref, contents, tuple(carried))
+    bodies = {ref: packed(content) for ref, content in contents.items()}
+    size = sum(map(len, contents.values()))
+    return CheckpointInput(manifest, manifest_body, manifest_ref, bodies, size, tuple(carried))
 
 
 def _part(name: str, part: object, contents: dict[str, bytes], carried: list[str]) -> BlobRef | None:

@@ -16,7 +16,7 @@ import msgspec
 
 from fastness.decide.queued_work import class_of
 from fastness.errors import InvalidInputError
-from fastness.model.attachments import AttachmentReclaimGrant, AttachmentRef
+from fastness.model.attachments import AttachmentManifestEntry, AttachmentReclaimGrant, AttachmentRef
 from fastness.model.base import Value, encode
 from fastness.model.checkpoint import CheckpointKind
 from fastness.model.lease import (
@@ -268,17 +268,40 @@ def check_batch_draft(draft: QueuedWorkBatchDraft) -> None:
     class_of(draft.payloads)
 
 
+def check_attachment_id(what: str, value: object) -> str:
+    """Take the id of content: a hash, so that nothing else can be smuggled into a path or a key (law A5)."""
+    if not _SHA256.fullmatch(check_id(what, value)):
+        raise InvalidInputError(what, "must be the sha256 of the content, in lower-case hexadecimal")
+    return str(value)
+
+
+def check_attachment_ids(what: str, values: Sequence[str]) -> tuple[str, ...]:
+    """Take several ids of content."""
+    return tuple(check_attachment_id(what, value) for value in _series(what, values))
+
+
 def check_attachment_ref(what: str, reference: AttachmentRef) -> None:
     """Take a reference to content. Whether the session may refer to it is another question."""
     check_type(what, reference, AttachmentRef)
-    if not _SHA256.fullmatch(check_id(f"{what}.attachment_id", reference.attachment_id)):
-        raise InvalidInputError(f"{what}.attachment_id", "must be the sha256 of the content, in lower-case hexadecimal")
+    check_attachment_id(f"{what}.attachment_id", reference.attachment_id)
     check_text(f"{what}.name", reference.name)
     check_text(f"{what}.media_type", reference.media_type)
     check_count(f"{what}.size", reference.size)
     for side, pixels in (("width", reference.width), ("height", reference.height)):
         if pixels is not None:
             check_count(f"{what}.{side}", pixels)
+
+
+def check_manifest_page(after: AttachmentManifestEntry | None, limit: int | None) -> None:
+    """Take the bounds of a page of the manifest."""
+    if limit is not None:
+        check_positive("limit", limit)
+    if after is not None:
+        check_type("after", after, AttachmentManifestEntry)
+        if after.session_id != "":  # content that no session had named
+            check_id("after.session_id", after.session_id)
+        check_id("after.attachment_id", after.attachment_id)
+        check_int63("after.recorded_at_epoch_ms", after.recorded_at_epoch_ms)
 
 
 def _check_ingress(ingress: TurnInputIngress) -> None:

@@ -6,6 +6,7 @@ from fastness.model.attachments import (
     AttachmentPersistence,
     AttachmentReclaimGrant,
     AttachmentRef,
+    AttachmentSource,
 )
 from fastness.model.base import (
     NO_JSON,
@@ -31,6 +32,7 @@ from fastness.model.commit import (
     RuntimeCommitResult,
     RuntimeTurnCommitStamp,
 )
+from fastness.model.environment import process_execution_env_ref
 from fastness.model.graph import (
     Append,
     GraphCommitDelta,
@@ -191,6 +193,7 @@ __all__ = [
     "AttachmentReclaimGrant",
     "AttachmentReclamationReport",
     "AttachmentRef",
+    "AttachmentSource",
     "AttachmentStore",
     "BlobPart",
     "BlobRef",
@@ -315,6 +318,7 @@ __all__ = [
     "VacuumReport",
     "Value",
     "message_node",
+    "process_execution_env_ref",
     "raw_json",
     "runtime_state_of",
     "snapshot_of",

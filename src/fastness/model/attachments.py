@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterable
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 from fastness.model.base import Value
@@ -29,7 +31,10 @@ class AttachmentIntent(Value, frozen=True):
 
 
 class AttachmentManifestEntry(Value, frozen=True):
-    """A row of the manifest. ``released`` means that its session, ``session_id``, was deleted."""
+    """A row of the manifest. ``released``: what a session let go of, or had when it was deleted.
+
+    ``session_id`` is empty for a release of content that no session had named.
+    """
 
     session_id: str
     attachment_id: str
@@ -45,6 +50,9 @@ class AttachmentReclaimGrant(Value, frozen=True):
     attachment_ids: tuple[str, ...]
     lapses_at_epoch_ms: int
 
+
+AttachmentSource: TypeAlias = "bytes | bytearray | memoryview | Path | AsyncIterable[bytes]"
+"""Where the bytes of an attachment come from: memory, a file by its path, or a stream, which is read once."""
 
 AttachmentPersistence: TypeAlias = Literal["inline", "durable"]
 """``inline`` dies with the process, ``durable`` survives it."""

@@ -5,7 +5,7 @@ Every method that does I/O is a coroutine. All raise ``StoreError`` and nothing 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Protocol, runtime_checkable
 
 from fastness.model.attachments import (
@@ -13,6 +13,7 @@ from fastness.model.attachments import (
     AttachmentManifestEntry,
     AttachmentPersistence,
     AttachmentReclaimGrant,
+    AttachmentSource,
 )
 from fastness.model.checkpoint import CheckpointKind
 from fastness.model.commit import RuntimeCommit, RuntimeCommitResult
@@ -59,11 +60,18 @@ class AttachmentManifest(Protocol):
     async def record_intent(self, intent: AttachmentIntent) -> None: ...
     async def commit_refs(self, session_id: str, attachment_ids: Sequence[str]) -> None: ...
     async def holds_ref(self, session_id: str, attachment_id: str) -> bool: ...
-    async def list_uncommitted(self, older_than_epoch_ms: int) -> list[AttachmentManifestEntry]: ...
+    async def list_uncommitted(
+        self, older_than_epoch_ms: int, *, after: AttachmentManifestEntry | None = None, limit: int | None = None
+    ) -> list[AttachmentManifestEntry]: ...
+    async def list_attachments(
+        self, *, session_id: str | None = None, after: AttachmentManifestEntry | None = None, limit: int = 1000
+    ) -> list[AttachmentManifestEntry]: ...
+    async def list_reclaimable(self, attachment_ids: Sequence[str], *, older_than_epoch_ms: int) -> tuple[str, ...]: ...
     async def begin_reclaim(
         self, attachment_ids: Sequence[str], *, older_than_epoch_ms: int, mark_ttl_ms: int = 60_000
     ) -> AttachmentReclaimGrant: ...
     async def finish_reclaim(self, grant: AttachmentReclaimGrant) -> int: ...
+    async def release_unnamed(self, attachment_ids: Sequence[str]) -> int: ...
     async def forget(self, session_id: str, attachment_id: str) -> None: ...
 
 
@@ -195,19 +203,33 @@ class SessionStoreFactory(Protocol):
 
 @runtime_checkable
 class AttachmentStore(Protocol):
-    """Content-addressed bytes (laws A1, A5)."""
+    """Content-addressed bytes (laws A1, A5). An id is the sha256 of the content, in lower-case hexadecimal.
+
+    ``put`` gives the id; where the caller says which one it expects, other content is refused, and nothing is visible.
+    ``get`` and ``stream`` give the bytes from ``start`` up to ``end`` the way a slice does; with ``verify`` they hash
+    the whole content on the way and raise ``AttachmentDamagedError`` (``stream`` at its end). ``delete`` and
+    ``discard_unfinished`` give how many bytes were freed; the latter removes what puts left that never came to their
+    end, untouched since then. ``list`` gives a page of ids, in their order, from behind ``after``.
+    """
 
     persistence: AttachmentPersistence
 
-    async def put(self, data: bytes) -> str: ...
-    async def get(self, attachment_id: str) -> bytes: ...
-    async def delete(self, attachment_id: str) -> None: ...
-    async def list(self) -> Sequence[str]: ...
+    async def put(self, source: AttachmentSource, *, attachment_id: str | None = None) -> str: ...
+    async def get(
+        self, attachment_id: str, *, start: int = 0, end: int | None = None, verify: bool = False
+    ) -> bytes: ...
+    def stream(
+        self, attachment_id: str, *, start: int = 0, end: int | None = None, verify: bool = False
+    ) -> AsyncIterator[bytes]: ...
+    async def size(self, attachment_id: str) -> int: ...
+    async def delete(self, attachment_id: str) -> int: ...
+    async def list(self, *, after: str = "", limit: int = 1000) -> Sequence[str]: ...
+    async def discard_unfinished(self, older_than_epoch_ms: int) -> int: ...
 
 
 @runtime_checkable
 class ProcessExecutionEnvStore(Protocol):
-    """Immutable environments by reference (law E1)."""
+    """Immutable environments, JSON documents named by their canonical hash (law E1)."""
 
     durability_tier: DurabilityTier
 

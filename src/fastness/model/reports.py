@@ -24,11 +24,17 @@ class VacuumReport(Value, frozen=True):
 
 
 class AttachmentReclamationReport(Value, frozen=True):
-    """What a sweep of attachments did. ``skipped_count`` are those that somebody holds again."""
+    """What a sweep of attachments did, or with ``dry_run`` what it would do.
+
+    Intents and releases that were looked at; contents whose bytes were deleted; contents that stayed, since somebody
+    holds them or another sweep is at them; and bytes freed, those of puts that never came to their end among them.
+    """
 
     scanned_intent_count: int
     reclaimed_count: int
     skipped_count: int = 0
+    freed_byte_count: int = 0
+    dry_run: bool = False
 
 
 class MaintenancePreview(Value, frozen=True):

@@ -18,9 +18,10 @@ from fastness.model.reports import CheckFinding, CheckReport
 from fastness.model.session import AgentFrameRecord, PersistedSessionConfig, SessionMeta
 from fastness.model.transcript import SessionNodeRecord
 from fastness.model.turn_input import PendingTurnInputDraft
+from fastness.ops import environments
 from fastness.ops.commit import held_by_holder
 from fastness.sql.program import Program, Read, Row, Statement
-from fastness.sql.records import body_crc, stored
+from fastness.sql.records import body_crc, stored, stored_content
 from fastness.sql.schema import SESSION_TABLES
 
 COUNTS = """
@@ -69,7 +70,8 @@ def check_database() -> Program[CheckReport]:
     )
     by_table = {table: rows[0][0] for table, rows in zip(SESSION_TABLES, orphans, strict=True)}
     sessions, blobs, inputs, batches = counts
-    return CheckReport(sessions, 0, 0, blobs, inputs, batches, tuple(rules.database_findings(by_table)))
+    broken = yield from environments.broken()
+    return CheckReport(sessions, 0, 0, blobs, inputs, batches, tuple(rules.database_findings(by_table, broken)))
 
 
 def next_session(after_sid: int) -> Program[tuple[int, str] | None]:
@@ -88,7 +90,7 @@ def check_session(sid: int) -> Program[SessionCheck]:
         *(Statement(sql, (sid,)) for sql in (LANE, HEAD, LOG, NEWEST, FRAMES, HELD, INPUTS, WORK))
     )
     head = HeadFact(*heads[0]) if heads else None
-    bodies = {ref: body for _, ref, body in held}
+    contents = {ref: stored_content(ref, body) for _, ref, body in held}
     facts = SessionFacts(
         session_id=session_id,
         meta_readable=_readable(SessionMeta, meta) and _readable(PersistedSessionConfig, config),
@@ -96,9 +98,9 @@ def check_session(sid: int) -> Program[SessionCheck]:
         head=head,
         log=LogFact(log_count, newest, *(last[0] if last else (None, None))),
         frames=frozenset(frame_id for frame_id, _ in frames),
-        needed=_needed(head, frames, bodies),
+        needed=_needed(head, frames, contents),
         held=held_by_holder(held),
-        broken=frozenset(ref for ref, body in bodies.items() if body is None or sha256_hex(bytes(body)) != ref),
+        broken=frozenset(ref for ref, content in contents.items() if content is None),
         rows=[_claim_fact("input", PendingTurnInputDraft, row) for row in inputs]
         + [_claim_fact("batch", QueuedWorkBatchDraft, row) for row in work],
     )
@@ -130,7 +132,7 @@ def _readable(kind: type[R], body: str | None) -> bool:
 
 
 def _needed(
-    head: HeadFact | None, frames: list[Row], bodies: dict[str, bytes | None]
+    head: HeadFact | None, frames: list[Row], contents: dict[str, bytes | None]
 ) -> dict[str, frozenset[str] | None]:
     """What the head and each frame need, by holder; None where a manifest cannot be read or is another."""
     needed: dict[str, frozenset[str] | None] = {}
@@ -142,13 +144,13 @@ def _needed(
             needed[frame_holder(frame_id)] = None
         elif frame.checkpoint_ref is not None:
             ref = frame.checkpoint_ref.sha256
-            needed[frame_holder(frame_id)] = _needs(ref, bodies.get(ref))
+            needed[frame_holder(frame_id)] = _needs(ref, contents.get(ref))
     return needed
 
 
 def _needs(ref: str, manifest: bytes | None) -> frozenset[str] | None:
-    found = _read(SessionCheckpoint, None if manifest is None else bytes(manifest))
-    if manifest is None or found is None or sha256_hex(bytes(manifest)) != ref:
+    found = _read(SessionCheckpoint, manifest)
+    if manifest is None or found is None or sha256_hex(manifest) != ref:
         return None
     return frozenset((ref, *(each.sha256 for each in found.blob_refs())))
 

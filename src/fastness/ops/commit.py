@@ -216,9 +216,9 @@ def _graph(given: CommitInput, plan: Settlement, sid: int) -> list[Statement | M
 
 
 def _blobs(given: CommitInput, plan: Settlement, sid: int) -> list[Many]:
-    contents = given.checkpoint.contents if given.checkpoint else {}
+    bodies = given.checkpoint.bodies if given.checkpoint else {}
     # In one order for all, so that two commits which bring the same contents do not wait for each other crosswise.
-    new = sorted((ref, contents[ref]) for holder, ref in plan.blobs_gained if holder == rules.HEAD)
+    new = sorted((ref, bodies[ref]) for holder, ref in plan.blobs_gained if holder == rules.HEAD)
     revision = plan.result.head_revision
     changes = (
         Many(ADD_BLOB, new),

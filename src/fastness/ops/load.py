@@ -9,7 +9,7 @@ import msgspec
 from fastness.decide import load as rules
 from fastness.decide.commit import HeadFacts
 from fastness.decide.directory import effective_meta
-from fastness.errors import BackendError, SessionDeletedError, UnsupportedReadScopeError
+from fastness.errors import DatabaseDamagedError, SessionDeletedError, UnsupportedReadScopeError
 from fastness.model.checkpoint import (
     BlobRef,
     HydratedSessionCheckpoint,
@@ -33,7 +33,7 @@ from fastness.model.transcript import SessionNodeRecord
 from fastness.ops.hint import Hint
 from fastness.ops.lane import Target, of_session
 from fastness.sql.program import Program, Read, Row, Statement, id_list
-from fastness.sql.records import stored, stored_nodes
+from fastness.sql.records import stored, stored_content, stored_nodes
 
 SESSION_BY_SID = "select sid, created_ms, meta, config from session where sid = $1"
 SESSION_BY_NAME = "select sid, created_ms, meta, config from session where session_id = $1"
@@ -168,7 +168,7 @@ def load_session(target: Target, scope: SessionReadScope, rows_per_read: int) ->
         meta,
         SessionHead(_head_meta(head), records, tuple(totals)),
         graph,
-        _checkpoint(head.checkpoint, {ref: bytes(content) for ref, content in blobs}),
+        _checkpoint(head.checkpoint, dict(blobs)),
     )
     usage: dict[str, dict[str, TokenUsage]] = {}
     for entry in totals:
@@ -227,8 +227,9 @@ def _checkpoint(manifest: SessionCheckpoint | None, blobs: dict[str, bytes]) -> 
 def _content(ref: BlobRef | None, blobs: dict[str, bytes]) -> bytes | None:
     if ref is None:
         return None
-    if ref.sha256 not in blobs:
-        raise BackendError(
-            f"blob {ref.sha256} of the head's checkpoint is missing", "run 'check', restore from a backup"
+    content = stored_content(ref.sha256, blobs.get(ref.sha256))
+    if content is None:
+        raise DatabaseDamagedError(
+            f"blob {ref.sha256} of the head's checkpoint is missing or damaged", "run 'check', restore from a backup"
         )
-    return blobs[ref.sha256]
+    return content

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from fastness.decide import graph as graph_rules
 from fastness.errors import BackendError
 from fastness.model.checkpoint import SessionCheckpoint
-from fastness.model.reports import GcReport, MaintenancePreview, VacuumReport
+from fastness.model.reports import MaintenancePreview, VacuumReport
 from fastness.model.session import AgentFrameRecord
-from fastness.ops import turn_input
+from fastness.ops import environments, turn_input
 from fastness.ops.lane import Target, enter, of_session
 from fastness.sql.program import Many, Program, Read, Row, Statement, Write, id_list
-from fastness.sql.records import stored
+from fastness.sql.records import stored, stored_content
 
 KNOWN_LIVE = "select 1 from node where sid = $1 and tombstoned = 0 and node_id in any_of($2) limit 1"
 LIVE_SHAPE = "select seq, parent_seq, node_id from node where sid = $1 and tombstoned = 0 order by seq"
@@ -40,25 +41,35 @@ HEAD_ROOTS = "select sid, checkpoint_ref from head where sid > $1 and sid <= $2 
 FRAMES = "select sid, body from agent_frame where sid > $1 and sid <= $2"
 HOLDERS = "select sid, ref from blob_holder where sid > $1 and sid <= $2 and until_revision is null"
 BLOBS = "select ref, body from blob where ref in any_of($1)"
-LAST_SID = "select coalesce(max(sid), 0) from session"
+NEXT_SIDS = "select max(sid) from (select sid from session where sid > $1 order by sid limit $2) s"
+# What the outer condition says is looked at again for a row that changed while it was waited for.
 DROP_OLD_HOLDERS = """
     delete from blob_holder where until_revision is not null
-    and until_revision <= (select h.revision from head h where h.sid = blob_holder.sid) - $1 + 1"""
-UNREACHABLE = "from blob where not exists (select 1 from blob_holder h where h.ref = blob.ref)"
-DROP_UNREACHABLE = f"delete {UNREACHABLE} returning length(body)"
-COUNT_BLOBS = "select count(*) from blob"
+        and until_revision <= (select h.revision from head h where h.sid = blob_holder.sid) - $1 + 1
+        and (sid, holder, ref) in (
+            select b.sid, b.holder, b.ref from blob_holder b join head h on h.sid = b.sid
+            where b.sid > $2 and b.sid <= $3
+                and b.until_revision is not null and b.until_revision <= h.revision - $1 + 1
+            limit $4)
+    returning 1"""
+IS_NEEDED = """(exists (select 1 from blob_holder h where h.ref = blob.ref)
+        or exists (select 1 from environment e where e.blob = blob.ref))"""
+NEXT_BLOBS = f"select ref, {IS_NEEDED} from blob where ref > $1 order by ref limit $2"
+DROP_UNREACHABLE = f"delete from blob where ref in any_of($1) and not {IS_NEEDED} returning length(body)"
 
 COUNT_ALL_TOMBSTONED = "select count(*) from node where tombstoned = 1"
 COUNT_ALL_INPUT_EVIDENCE = "select count(*) from turn_input_evidence"
 COUNT_ALL_WORK_EVIDENCE = "select count(*) from queued_work_evidence"
 COUNT_ALL_RECEIPTS = "select count(*) from commit_log where turn_hash is not null"
 COUNT_WOULD_BE_UNREACHABLE = """
-    select count(*), coalesce(sum(length(body)), 0) from blob where not exists (
+    select count(*), coalesce(sum(length(body)), 0) from blob
+    where not exists (select 1 from environment e where e.blob = blob.ref) and not exists (
         select 1 from blob_holder b where b.ref = blob.ref and (b.until_revision is null or b.until_revision >
             (select h.revision from head h where h.sid = b.sid) - $1 + 1))"""
 
 _ALL_TIME = 2**63 - 1
 _SESSIONS_PER_READ = 500
+_ROWS_PER_WRITE = 500
 _ABORTED = "nothing was deleted: run 'check' and restore what it names from a backup"
 
 
@@ -121,27 +132,51 @@ def vacuum(
     return report
 
 
-def collect(keep_revisions: int, root_count: int) -> Program[GcReport]:
-    """Delete the blobs that no retained checkpoint needs, in the whole database (law M1).
+def next_sids(after: int) -> Program[int | None]:
+    """Give the last key of the next sessions that are looked at together; None where there are no more."""
+    (((last,),),) = yield Read(Statement(NEXT_SIDS, (after, _SESSIONS_PER_READ)))
+    return None if last is None else int(last)
 
-    ``root_count`` is what ``read_roots`` gave: the proof that every root can be read and is held whole. What is deleted
-    here is what nobody holds by now; a commit beside it that comes to hold a blob is kept apart by the reference.
+
+def drop_old_holders(keep_revisions: int, after: int, upto: int) -> Program[bool]:
+    """Forget who needed what before the last revisions, of some sessions. Gives whether there may be more to forget."""
+    bounds = (keep_revisions, after, upto, _ROWS_PER_WRITE)
+    (dropped,) = yield Write(Statement(DROP_OLD_HOLDERS, bounds), last=True)
+    return len(dropped) == _ROWS_PER_WRITE
+
+
+class Swept(NamedTuple):
+    """What a look at some blobs came to: where to go on (None: there are no more), and what was deleted and kept."""
+
+    after: str | None
+    deleted: int
+    freed: int
+    retained: int
+
+
+def sweep_blobs(after: str) -> Program[Swept]:
+    """Delete of the next blobs, by name, those that nobody needs.
+
+    What is deleted is what nobody needs by now; a commit beside it that comes to need a blob is kept apart by the
+    reference, and is run anew.
     """
-    yield Write(Statement(DROP_OLD_HOLDERS, (keep_revisions,)))
-    deleted, ((retained,),) = yield Write(Statement(DROP_UNREACHABLE), Statement(COUNT_BLOBS), last=True)
-    return GcReport(root_count, retained, len(deleted), sum(size for (size,) in deleted))
+    (looked_at,) = yield Read(Statement(NEXT_BLOBS, (after, _ROWS_PER_WRITE)))
+    loose = [ref for ref, is_needed in looked_at if not is_needed]
+    sizes: list[Row] = []
+    if loose:
+        (sizes,) = yield Write(Statement(DROP_UNREACHABLE, (id_list(loose),)), last=True)
+    further = looked_at[-1][0] if len(looked_at) == _ROWS_PER_WRITE else None
+    return Swept(further, len(sizes), sum(size for (size,) in sizes), len(looked_at) - len(sizes))
 
 
 def read_roots() -> Program[int]:
-    """Read the checkpoints of all heads and frames on one snapshot, and check that each is held whole (law M1).
+    """Read the checkpoints of all heads and frames, and all environments, on one snapshot (laws M1, E1).
 
-    Gives how many there are. A root that cannot be read, or whose needs are not on record, is an error.
+    Gives how many there are. A root that cannot be read, or whose needs are not on record as held, is an error.
     """
-    count = 0
+    count = yield from _read_environments()
     after = 0
-    ((last,),) = yield from _rows(Statement(LAST_SID))
-    while after < last:
-        upto = after + _SESSIONS_PER_READ
+    while (upto := (yield from next_sids(after))) is not None:
         heads, frames, holders = yield Read(
             Statement(HEAD_ROOTS, (after, upto)), Statement(FRAMES, (after, upto)), Statement(HOLDERS, (after, upto))
         )
@@ -152,23 +187,28 @@ def read_roots() -> Program[int]:
             if frame.checkpoint_ref is not None:
                 roots.add((sid, frame.checkpoint_ref.sha256))
         wanted = id_list(sorted({ref for _, ref in roots}))
-        bodies: dict[str, bytes] = dict((yield from _rows(Statement(BLOBS, (wanted,)))))
+        (blobs,) = yield Read(Statement(BLOBS, (wanted,)))
+        bodies: dict[str, bytes] = dict(blobs)
         for sid, ref in roots:
-            _require_held(sid, ref, bodies.get(ref), held)
+            _require_held(sid, ref, stored_content(ref, bodies.get(ref)), held)
         count += len(roots)
         after = upto
     return count
 
 
-def _rows(statement: Statement) -> Program[list[Row]]:
-    (rows,) = yield Read(statement)
-    return rows
+def _read_environments() -> Program[int]:
+    count = 0
+    after = ""
+    while rows := (yield from environments.page_after(after, environments.PER_READ)):
+        environments.require_sound(rows)
+        count, after = count + len(rows), rows[-1][0]
+    return count
 
 
-def _require_held(sid: int, ref: str, body: bytes | None, held: set[tuple[int, str]]) -> None:
-    if body is None:
-        raise BackendError(f"the root blob {ref} is missing", _ABORTED)
-    for needed in (ref, *(each.sha256 for each in stored(SessionCheckpoint, bytes(body)).blob_refs())):
+def _require_held(sid: int, ref: str, content: bytes | None, held: set[tuple[int, str]]) -> None:
+    if content is None:
+        raise BackendError(f"the root blob {ref} is missing or damaged", _ABORTED)
+    for needed in (ref, *(each.sha256 for each in stored(SessionCheckpoint, content).blob_refs())):
         if (sid, needed) not in held:
             raise BackendError(f"blob {needed}, which checkpoint {ref} needs, is not on record as held", _ABORTED)
 

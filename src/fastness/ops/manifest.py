@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import msgspec
 
 from fastness.decide.manifest import Hold, reclaimable
-from fastness.errors import AttachmentNotInManifestError
+from fastness.errors import AttachmentNotInManifestError, DatabaseDamagedError
 from fastness.model.attachments import (
     AttachmentIntent,
     AttachmentManifestEntry,
@@ -20,7 +20,7 @@ from fastness.model.attachments import (
 from fastness.model.base import encode
 from fastness.ops.lane import Target, enter, enter_or_create, of_session
 from fastness.ops.load import session_row, session_statement
-from fastness.sql.program import Lock, LockNames, Program, Read, Statement, Write, id_list
+from fastness.sql.program import Lock, LockNames, Many, Param, Program, Read, Rows, Statement, Write, id_list
 
 LIVE_MARK = "select lapses_ms - now_ms() from attachment_mark where attachment_id = $1 and lapses_ms > now_ms()"
 RECORD_INTENT = """
@@ -29,12 +29,35 @@ RECORD_INTENT = """
     where attachment.committed = 0"""
 HELD = "select attachment_id from attachment where sid = $1 and attachment_id in any_of($2)"
 COMMIT_REFS = "update attachment set committed = 1 where sid = $1 and attachment_id in any_of($2)"
+# What a sweep looks at, a page at a time: in the order of time, intents before releases where all else is equal.
 OLD_INTENTS = """
     select s.session_id, a.attachment_id, a.recorded_ms, a.reference from attachment a join session s on s.sid = a.sid
-    where a.committed = 0 and a.recorded_ms <= $1 order by a.recorded_ms, s.session_id, a.attachment_id"""
+    where a.committed = 0 and a.recorded_ms <= $1 and a.recorded_ms >= $2
+        and (a.recorded_ms, s.session_id, a.attachment_id, 0) > ($2, $3, $4, $5)
+    order by a.recorded_ms, s.session_id, a.attachment_id limit $6"""
 OLD_RELEASES = """
     select session_id, attachment_id, released_ms from attachment_release
-    where released_ms <= $1 order by released_ms, session_id, attachment_id"""
+    where released_ms <= $1 and released_ms >= $2 and (released_ms, session_id, attachment_id, 1) > ($2, $3, $4, $5)
+    order by released_ms, session_id, attachment_id limit $6"""
+OF_SESSION = """
+    select s.session_id, a.attachment_id, a.committed, a.recorded_ms, a.reference
+    from attachment a join session s on s.sid = a.sid
+    where s.session_id = $1 and a.attachment_id > $2 order by a.attachment_id limit $3"""
+OF_ALL_SESSIONS = """
+    select s.session_id, a.attachment_id, a.committed, a.recorded_ms, a.reference
+    from attachment a join session s on s.sid = a.sid
+    where a.attachment_id >= $1 and (a.attachment_id, s.session_id) > ($1, $2)
+    order by a.attachment_id, s.session_id limit $3"""
+IS_COMMITTED = "select attachment_id from attachment where attachment_id = $1 and committed = 1 limit 1"
+IS_NAMED = """
+    select 1 where exists (select 1 from attachment where attachment_id = $1)
+        or exists (select 1 from attachment_release where attachment_id = $1)"""
+RELEASE_UNNAMED = """
+    insert into attachment_release (attachment_id, session_id, released_ms) values ($1, '', now_ms())
+    on conflict (attachment_id, session_id) do nothing"""
+DROP_IDLE_RELEASES = """
+    delete from attachment_release where attachment_id = $1 and released_ms <= $2 and exists (
+        select 1 from attachment a where a.attachment_id = attachment_release.attachment_id and a.committed = 1)"""
 ALL_HOLDS = "select attachment_id, committed, recorded_ms from attachment where attachment_id in any_of($1)"
 ALL_RELEASES = "select attachment_id, released_ms from attachment_release where attachment_id in any_of($1)"
 LOCK_HOLDERS = """
@@ -95,20 +118,62 @@ def holds_ref(target: Target, attachment_id: str) -> Program[bool]:
     return session_row(target, session) is not None and bool(rows)
 
 
-def list_uncommitted(older_than_ms: int) -> Program[list[AttachmentManifestEntry]]:
-    """List intents and releases of the whole database up to the cut-off, oldest first."""
-    intents, releases = yield Read(
-        Statement(OLD_INTENTS, (older_than_ms,)), Statement(OLD_RELEASES, (older_than_ms,)), last=True
-    )
-    return [
-        AttachmentManifestEntry(
-            session_id, attachment_id, "intent", recorded_ms, msgspec.json.decode(reference, type=AttachmentRef)
-        )
-        for session_id, attachment_id, recorded_ms, reference in intents
-    ] + [
+def list_uncommitted(
+    older_than_ms: int, after: AttachmentManifestEntry | None, limit: int
+) -> Program[list[AttachmentManifestEntry]]:
+    """List intents and releases of the whole database up to the cut-off, oldest first, from behind an entry."""
+    behind: tuple[Param, ...] = (0, "", "", 0)
+    if after is not None:
+        behind = _sweep_order(after)
+    bounds = (older_than_ms, *behind, limit)
+    intents, releases = yield Read(Statement(OLD_INTENTS, bounds), Statement(OLD_RELEASES, bounds), last=True)
+    found = [_entry(session_id, each, 0, ms, reference) for session_id, each, ms, reference in intents]
+    found += [
         AttachmentManifestEntry(session_id, attachment_id, "released", released_ms)
         for session_id, attachment_id, released_ms in releases
     ]
+    return sorted(found, key=_sweep_order)[:limit]
+
+
+def _sweep_order(entry: AttachmentManifestEntry) -> tuple[int, str, str, int]:
+    # Texts are ordered by their bytes in every database of ours; code points have the same order.
+    rank = 1 if entry.state == "released" else 0
+    return (entry.recorded_at_epoch_ms, entry.session_id, entry.attachment_id, rank)
+
+
+def _entry(
+    session_id: str, attachment_id: str, committed: int, recorded_ms: int, reference: str
+) -> AttachmentManifestEntry:
+    try:
+        found = msgspec.json.decode(reference, type=AttachmentRef)
+    except msgspec.DecodeError as error:
+        raise DatabaseDamagedError(
+            f"the reference of attachment {attachment_id} in session {session_id!r} is damaged: {error}",
+            "restore it from a backup; 'check' lists what else is damaged",
+        ) from None
+    return AttachmentManifestEntry(
+        session_id, attachment_id, "committed" if committed else "intent", recorded_ms, found
+    )
+
+
+def list_attachments(
+    session_id: str | None, after: AttachmentManifestEntry | None, limit: int
+) -> Program[list[AttachmentManifestEntry]]:
+    """List what one session holds, or all of them, by content and then by session, from behind an entry."""
+    content, name = ("", "") if after is None else (after.attachment_id, after.session_id)
+    if session_id is not None:
+        asked = Statement(OF_SESSION, (session_id, content, limit))
+    else:
+        asked = Statement(OF_ALL_SESSIONS, (content, name, limit))
+    (rows,) = yield Read(asked, last=True)
+    return [_entry(*row) for row in rows]
+
+
+def list_reclaimable(attachment_ids: Sequence[str], older_than_ms: int) -> Program[tuple[str, ...]]:
+    """Say what a sweep would be granted now. Nothing is marked."""
+    loose, _ = yield from _not_committed(attachment_ids)
+    facts = yield Read(*_hold_statements(loose), last=True)
+    return _granted(loose, facts, older_than_ms)
 
 
 def begin_reclaim(
@@ -117,22 +182,21 @@ def begin_reclaim(
     """Mark what nobody needs, so that no intent for it comes between the decision and the deletion of its bytes.
 
     The old intents become releases with it: a commit that comes too late finds that its manifest lacks the content.
+    Releases of content that somebody has committed go: whoever holds it will leave a release of his own.
     """
-    ids = id_list(attachment_ids)
-    holds, releases, marks, ((now_ms,),) = yield Read(
+    loose, committed = yield from _not_committed(attachment_ids)
+    if committed:
+        yield Write(*(Statement(DROP_IDLE_RELEASES, (each, older_than_ms)) for each in committed))
+    ids = id_list(loose)
+    *facts, ((now_ms,),) = yield Read(
         Lock(LOCK_HOLDERS, (ids,)),
-        _content_lock(attachment_ids),
+        _content_lock(loose),
         # Once more, for a session whose intent came while the content was waited for. None can come after that.
         Lock(LOCK_HOLDERS, (ids,)),
-        Statement(ALL_HOLDS, (ids,)),
-        Statement(ALL_RELEASES, (ids,)),
-        Statement(LIVE_MARKS, (ids,)),
+        *_hold_statements(loose),
         Statement(NOW),
     )
-    known = [Hold(attachment_id, bool(committed), recorded_ms) for attachment_id, committed, recorded_ms in holds]
-    known += [Hold(attachment_id, committed=False, recorded_ms=released_ms) for attachment_id, released_ms in releases]
-    marked = frozenset(attachment_id for (attachment_id,) in marks)
-    granted = reclaimable(attachment_ids, known, marked, older_than_ms)
+    granted = _granted(loose, facts, older_than_ms)
     lapses_ms = now_ms + mark_ttl_ms
     if granted:
         yield Write(
@@ -147,6 +211,28 @@ def begin_reclaim(
             )
         )
     return AttachmentReclaimGrant(sweep_id, granted, lapses_ms)
+
+
+def _not_committed(attachment_ids: Sequence[str]) -> Program[tuple[list[str], list[str]]]:
+    """Part what no session has committed from what one has, without a lock: the latter may have a million holders."""
+    wanted = list(dict.fromkeys(attachment_ids))
+    found = yield Read(*(Statement(IS_COMMITTED, (each,)) for each in wanted))
+    committed = {attachment_id for rows in found for (attachment_id,) in rows}
+    return [each for each in wanted if each not in committed], [each for each in wanted if each in committed]
+
+
+def _hold_statements(attachment_ids: Sequence[str]) -> tuple[Statement, ...]:
+    ids = id_list(attachment_ids)
+    return Statement(ALL_HOLDS, (ids,)), Statement(ALL_RELEASES, (ids,)), Statement(LIVE_MARKS, (ids,))
+
+
+def _granted(attachment_ids: Sequence[str], facts: Rows, older_than_ms: int) -> tuple[str, ...]:
+    """Decide on the rows of ``_hold_statements``."""
+    holds, releases, marks = facts
+    known = [Hold(attachment_id, bool(committed), recorded_ms) for attachment_id, committed, recorded_ms in holds]
+    known += [Hold(attachment_id, committed=False, recorded_ms=released_ms) for attachment_id, released_ms in releases]
+    marked = frozenset(attachment_id for (attachment_id,) in marks)
+    return reclaimable(attachment_ids, known, marked, older_than_ms)
 
 
 def _content_lock(attachment_ids: Sequence[str]) -> LockNames:
@@ -168,6 +254,16 @@ def finish_reclaim(grant: AttachmentReclaimGrant) -> Program[int]:
     if statements:
         yield Write(*statements)
     return len(mine)
+
+
+def release_unnamed(attachment_ids: Sequence[str]) -> Program[int]:
+    """Put content on record, as released just now, that no session and no release names. Gives how much that is."""
+    wanted = list(dict.fromkeys(attachment_ids))
+    found = yield Read(*(Statement(IS_NAMED, (each,)) for each in wanted))
+    unnamed = [each for each, rows in zip(wanted, found, strict=True) if not rows]
+    if unnamed:
+        yield Write(Many(RELEASE_UNNAMED, [(each,) for each in unnamed]))
+    return len(unnamed)
 
 
 def forget(target: Target, attachment_id: str) -> Program[None]:

@@ -15,10 +15,10 @@ import msgspec
 
 from fastness.decide.transfer import SessionDigest, free_lane, lane_identity
 from fastness.errors import DatabaseDamagedError
-from fastness.model.base import sha256_hex
 from fastness.ops.commit import ADD_BLOB
 from fastness.ops.transfer_tables import MOVED, TABLES, Table
 from fastness.sql.program import Many, Program, Read, Row, Statement, Write, id_list
+from fastness.sql.records import stored_content
 
 BLOB = "blob"
 ROWS_PER_PAGE = 250
@@ -121,7 +121,7 @@ def _read_blobs(refs: list[str], reading: _Reading) -> Program[None]:
     for at in range(0, len(refs), BLOBS_PER_PAGE):
         wanted = refs[at : at + BLOBS_PER_PAGE]
         (blobs,) = yield Read(Statement(BLOBS, (id_list(wanted),)))
-        sound = [(ref, bytes(body)) for ref, body in blobs if sha256_hex(bytes(body)) == ref]
+        sound = [(ref, bytes(body)) for ref, body in blobs if stored_content(ref, body) is not None]
         if len(sound) < len(wanted):
             raise DatabaseDamagedError(
                 f"a blob that session {reading.session_id!r} needs is missing or damaged",

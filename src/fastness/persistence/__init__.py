@@ -1,9 +1,18 @@
 """The face of the library's persistence: values, protocols, errors, stores, functions. It holds no code of its own."""
 
 from fastness import model
+from fastness.attachments.files import FileAttachmentStore
+from fastness.attachments.memory import InMemoryAttachmentStore
+from fastness.attachments.objects import ObjectAttachmentStore
+from fastness.attachments.opening import open_attachments
+from fastness.attachments.reclaim import reclaim_orphaned_attachments, release_unnamed_attachments
+from fastness.attachments.session import SessionAttachmentStore
+from fastness.environments import EngineProcessExecutionEnvStore, InMemoryProcessExecutionEnvStore
 from fastness.errors import (
+    AttachmentDamagedError,
     AttachmentNotFoundError,
     AttachmentNotInManifestError,
+    AttachmentStoreError,
     BackendError,
     ClaimExpiredError,
     CommitOutcomeUnknownError,
@@ -46,8 +55,10 @@ from fastness.state import load_persisted_session_state, load_persisted_session_
 from fastness.store import SessionStore
 
 __all__ = [
+    "AttachmentDamagedError",
     "AttachmentNotFoundError",
     "AttachmentNotInManifestError",
+    "AttachmentStoreError",
     "BackendError",
     "ClaimExpiredError",
     "CommitOutcomeUnknownError",
@@ -56,22 +67,28 @@ __all__ = [
     "DatabaseFullError",
     "DatabaseOpenError",
     "DatabaseReadOnlyError",
+    "EngineProcessExecutionEnvStore",
     "EngineSessionStoreFactory",
+    "FileAttachmentStore",
     "GraphInvalidError",
     "HandleUnusableError",
     "HeadRevisionConflictError",
+    "InMemoryAttachmentStore",
+    "InMemoryProcessExecutionEnvStore",
     "InMemorySessionStore",
     "InMemorySessionStoreFactory",
     "InputSourceKeyConflictError",
     "InvalidInputError",
     "LeaseExpiredError",
     "NodeIdCollisionError",
+    "ObjectAttachmentStore",
     "PostgresSessionStoreFactory",
     "QueuedWorkClaimExpiredError",
     "RecordVersionError",
     "RecordVersionInvalidError",
     "RecordVersionMissingError",
     "RecordVersionUnsupportedError",
+    "SessionAttachmentStore",
     "SessionBindingMismatchError",
     "SessionDeletedError",
     "SessionStore",
@@ -86,6 +103,9 @@ __all__ = [
     "load_persisted_session_state",
     "load_persisted_session_state_active_path",
     "mint_owner",
+    "open_attachments",
     "open_database",
+    "reclaim_orphaned_attachments",
+    "release_unnamed_attachments",
 ]
 __all__ += model.__all__

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from fastness.errors import DatabaseOpenError
-from fastness.sql.schema import Types, create_tables
+from fastness.sql.schema import Types
+from fastness.sql.schema import steps as schema_steps
 
 LEDGER_TABLE = "fastness_migration"
 CREATE_LEDGER = f"create table if not exists {LEDGER_TABLE} (version integer not null primary key, name text not null)"
@@ -27,7 +28,7 @@ class Migration(NamedTuple):
 
 def migrations(types: Types) -> tuple[Migration, ...]:
     """Every step there is, oldest first."""
-    return (Migration(1, "sessions", create_tables(types)),)
+    return tuple(Migration(version, *step) for version, step in enumerate(schema_steps(types), 1))
 
 
 def script(steps: Sequence[Migration]) -> tuple[str, ...]:

@@ -7,8 +7,9 @@ from zlib import crc32
 
 import msgspec
 
+from fastness.decide.packing import unpacked
 from fastness.errors import DatabaseDamagedError, GraphInvalidError
-from fastness.model.base import Record, decode_record, list_decoder_of
+from fastness.model.base import Record, decode_record, list_decoder_of, sha256_hex
 from fastness.model.transcript import SessionNodeRecord
 from fastness.sql.program import Row
 
@@ -31,6 +32,12 @@ def stored(kind: type[R], body: str | bytes, name: str = "") -> R:
             f"a stored {kind.__name__} {name}".rstrip() + f" is damaged: {error}",
             "restore it from a backup; 'check' lists what else is damaged",
         ) from None
+
+
+def stored_content(ref: str, body: bytes | None) -> bytes | None:
+    """Give the content of a stored blob; None where it is missing or is not what its name says."""
+    content = None if body is None else unpacked(bytes(body))
+    return content if content is not None and sha256_hex(content) == ref else None
 
 
 def stored_nodes(session_id: str, rows: list[Row]) -> list[SessionNodeRecord]:

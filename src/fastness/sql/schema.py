@@ -1,8 +1,8 @@
-"""The tables, in the form that a fresh database gets. ``migrations`` numbers how they came to be.
+"""The tables, step by step, in the form that a fresh database gets. ``migrations`` numbers the steps.
 
 What belongs to a session carries its surrogate key ``sid`` first. ``sid`` is never reused, so that a handle that was
-opened before a deletion cannot touch a session of the same name (law M3). Only the session directory, blobs and the
-attachment directory are shared between sessions.
+opened before a deletion cannot touch a session of the same name (law M3). Only the session directory, blobs,
+environments and the attachment directory are shared between sessions.
 
 Pending input and work live in tables of their own; what is settled moves to the evidence tables, so that a claim never
 pays for history. The lane is a small row without an index on anything that a renewal changes.
@@ -51,7 +51,7 @@ end $$""",
     ),
 )
 
-_TABLES = (
+_SESSIONS = (
     # The directory. meta and config are JSON records; meta is null until somebody gave it (law M3).
     """create table session (
     sid {identity},
@@ -258,6 +258,17 @@ _TABLES = (
 ){suffix}""",
 )
 
+_ENVIRONMENTS = (
+    # What an agent's process ran in, by its canonical hash; the blob is the document as it was put. Neither is ever
+    # deleted.
+    """create table environment (
+    ref {text} not null primary key,
+    blob {text} not null references blob (ref),
+    recorded_ms {integer} not null
+){suffix}""",
+    "create index environment_by_blob on environment (blob)",
+)
+
 SESSION_TABLES = (
     "lane",
     "head",
@@ -275,6 +286,18 @@ SESSION_TABLES = (
 """Every table whose rows belong to one session, by ``sid``: a deletion empties all of them (law M3)."""
 
 
+def steps(types: Types) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Give the steps in which the tables came to be, in a dialect: a name and its statements, for each of them."""
+
+    def in_dialect(statements: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(ddl.format(**types._asdict()) for ddl in statements)
+
+    return (
+        ("sessions", (*in_dialect(_SESSIONS), *types.functions)),
+        ("environments", in_dialect(_ENVIRONMENTS)),
+    )
+
+
 def create_tables(types: Types) -> tuple[str, ...]:
-    """Give the statements that make the tables in a dialect, and what goes with them."""
-    return (*(ddl.format(**types._asdict()) for ddl in _TABLES), *types.functions)
+    """Give the statements that make all tables in a dialect, and what goes with them."""
+    return tuple(statement for _, statements in steps(types) for statement in statements)

@@ -17,7 +17,7 @@ from fastness.engines.sqlite import SqliteEngine
 from fastness.errors import BackendError, InvalidInputError
 from fastness.factory import EngineSessionStoreFactory
 from fastness.model.base import Value
-from fastness.ops import transfer
+from fastness.ops import environments, transfer
 from fastness.ops.transfer import SessionImage
 from fastness.sql.program import Row
 from fastness.transfer.spool import Spool
@@ -36,7 +36,7 @@ class TransferReport(Value, frozen=True):
     ``present_count`` sessions were in the destination already, the same; ``conflicting`` are there with other content,
     and were left alone; ``vanished_count`` were deleted from the source before they were read. Nodes and blobs are
     those of the copied sessions, a blob counted for each session that needs it. Of ``release_count`` attachments that
-    deleted sessions held, the destination's sweep knows now.
+    deleted sessions held, the destination's sweep knows now; ``environment_count`` environments were brought along.
     """
 
     copied_count: int = 0
@@ -45,6 +45,7 @@ class TransferReport(Value, frozen=True):
     node_count: int = 0
     blob_count: int = 0
     release_count: int = 0
+    environment_count: int = 0
     conflicting: tuple[str, ...] = ()
 
 
@@ -99,10 +100,10 @@ class Mover:
         self._progress = progress
         self._fates: Counter[Fate] = Counter()
         self._conflicting: list[str] = []
-        self._nodes = self._blobs = self._releases = 0
+        self._nodes = self._blobs = self._releases = self._environments = 0
 
     async def run(self) -> TransferReport:
-        """Move every session, and then the releases of those that are gone."""
+        """Move every session, and then the releases of those that are gone, and the environments."""
         total = await self._source.read(transfer.count_sessions)
         await self._destination.read(transfer.count_sessions)  # it is made, or refused, also if nothing is moved
         async for sid, session_id in sessions_of(self._source):
@@ -113,6 +114,7 @@ class Mover:
             if self._progress is not None:
                 self._progress("copying", self._fates.total(), max(total, self._fates.total()))
         await self._move_releases()
+        await self._move_environments()
         return TransferReport(
             self._fates["copied"],
             self._fates["present"],
@@ -120,6 +122,7 @@ class Mover:
             self._nodes,
             self._blobs,
             self._releases,
+            self._environments,
             tuple(self._conflicting),
         )
 
@@ -159,3 +162,11 @@ class Mover:
             await self._destination.write(partial(transfer.write_releases, rows))
             self._releases += len(rows)
             last = rows[-1]
+
+    async def _move_environments(self) -> None:
+        after = ""
+        while rows := await self._source.read(partial(environments.page_after, after, environments.PER_READ)):
+            environments.require_sound(rows)
+            await self._destination.write(partial(environments.write_page, rows))
+            self._environments += len(rows)
+            after = rows[-1][0]

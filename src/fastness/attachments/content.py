@@ -1,0 +1,148 @@
+"""Content on its way in and out: sources as blocks of bounded size, hashes, and the part of it that was asked for.
+
+It promises that no more than a block or two of a source is in memory at a time, and that the event loop never hashes or
+reads much by itself. It knows no store and no session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import TypeAlias
+
+from fastness.errors import AttachmentDamagedError, InvalidInputError
+from fastness.model.attachments import AttachmentSource
+
+BLOCK_BYTES = 4 * 1024 * 1024
+"""How much is read, hashed and written at a time: a thread is woken for each block, so they must not be small."""
+
+SMALL_BYTES = 64 * 1024
+"""What is hashed where it is: waking a thread for it would take longer."""
+
+DEFAULT_MAX_BYTES = 5 * 1024**3
+"""The largest attachment that is taken, unless the application says otherwise: 5 GiB."""
+
+Block: TypeAlias = "bytes | bytearray | memoryview"
+
+
+def check_max_bytes(max_bytes: int) -> int:
+    """Take the application's limit for one attachment, in bytes."""
+    if not isinstance(max_bytes, int) or isinstance(max_bytes, bool) or max_bytes < 1:
+        raise InvalidInputError("max_bytes", "must be a positive number of bytes")
+    return max_bytes
+
+
+async def blocks(source: AttachmentSource, max_bytes: int) -> AsyncGenerator[Block, None]:
+    """Give the content of a source in blocks of at most ``BLOCK_BYTES``, all but the last about that long.
+
+    Raises ``InvalidInputError`` for what is no source, a file that cannot be read, and content beyond ``max_bytes``.
+    What a stream raises is the application's own and goes through as it is.
+    """
+    if isinstance(source, bytes | bytearray | memoryview):
+        found = _of_memory(source)
+    elif isinstance(source, os.PathLike):
+        found = _of_file(Path(source))
+    elif isinstance(source, AsyncIterable):
+        found = _of_stream(source)
+    else:
+        raise InvalidInputError(
+            "source", f"must be bytes, a path (pathlib.Path) or an async stream, not {type(source).__name__}"
+        )
+    size = 0
+    async with aclosing(found):
+        async for block in found:
+            size += len(block)
+            if size > max_bytes:
+                raise InvalidInputError("source", f"has more than the {max_bytes} bytes that an attachment may have")
+            yield block
+
+
+async def _of_memory(content: Block) -> AsyncGenerator[Block, None]:
+    view = memoryview(content).cast("B")
+    for at in range(0, len(view), BLOCK_BYTES):
+        yield view[at : at + BLOCK_BYTES]
+
+
+async def _of_file(path: Path) -> AsyncGenerator[Block, None]:
+    try:
+        # Where a pipe or a device is named, opening it could wait for ever.
+        if not await asyncio.to_thread(path.is_file):
+            raise InvalidInputError("source", f"names no regular file that can be read: {str(path)!r}")
+        file = await asyncio.to_thread(path.open, "rb", buffering=0)
+        try:
+            while block := await asyncio.to_thread(file.read, BLOCK_BYTES):
+                yield block
+        finally:
+            file.close()
+    except (OSError, ValueError) as error:
+        said = getattr(error, "strerror", None) or str(error)
+        raise InvalidInputError("source", f"cannot be read: {str(path)!r}: {said}") from None
+
+
+async def _of_stream(stream: AsyncIterable[bytes]) -> AsyncGenerator[Block, None]:
+    """Gather what comes in small pieces, and cut what comes in large ones."""
+    gathered = bytearray()
+    async for piece in stream:
+        if not isinstance(piece, bytes | bytearray | memoryview):
+            raise InvalidInputError("source", f"must be a stream of bytes, and gave {type(piece).__name__}")
+        for at in range(0, len(piece), BLOCK_BYTES):
+            gathered += piece[at : at + BLOCK_BYTES]
+            if len(gathered) >= BLOCK_BYTES:
+                yield bytes(gathered[:BLOCK_BYTES])
+                del gathered[:BLOCK_BYTES]
+    if gathered:
+        yield gathered
+
+
+class Digest:
+    """The sha256 of blocks that come one after the other."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._hash = hashlib.sha256()
+
+    async def add(self, block: Block) -> None:
+        """Take in a block. No other one may come before this is done."""
+        self.size += len(block)
+        if len(block) <= SMALL_BYTES:
+            self._hash.update(block)
+        else:
+            await asyncio.to_thread(self._hash.update, block)
+
+    @property
+    def attachment_id(self) -> str:
+        """The id of all that was taken in."""
+        return self._hash.hexdigest()
+
+    def require(self, attachment_id: str | None) -> str:
+        """Give the id. Raises ``InvalidInputError`` if another one was expected."""
+        found = self.attachment_id
+        if attachment_id is not None and found != attachment_id:
+            raise InvalidInputError(
+                "source",
+                f"hashes to {found} and not to {attachment_id}: other content, or cut short, or changed meanwhile",
+            )
+        return found
+
+
+def check_part(start: int, end: int | None, *, verify: bool) -> None:
+    """Take the part of some content that is asked for. Only the whole can be verified."""
+    for what, at in (("start", start), ("end", end)):
+        if at is not None and (not isinstance(at, int) or isinstance(at, bool) or at < 0):
+            raise InvalidInputError(what, "must be a number of bytes, 0 or more")
+    if verify and (start > 0 or end is not None):
+        raise InvalidInputError("verify", "needs the whole content: leave start and end out")
+
+
+async def verified(attachment_id: str, content: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Pass content through, and raise ``AttachmentDamagedError`` at its end if it is not what its id says."""
+    digest = Digest()
+    async for block in content:
+        await digest.add(block)
+        yield block
+    if digest.attachment_id != attachment_id:
+        raise AttachmentDamagedError(attachment_id, f"{digest.size} bytes hash to {digest.attachment_id}")

@@ -1,0 +1,516 @@
+"""Attachments as files: one file for each content, named by its hash, whole or not there at all (law A5).
+
+It promises that content is on the disk, and the way to it as well, when a put gives its id; that whatever else happens
+nothing under that id is anything but the whole content; and that many processes, threads and event loops may use one
+directory, since nothing is remembered outside of it. It knows no session and no manifest.
+
+    root/3f/3f79bb7b…       content, in a shard named by the first two digits
+    root/incoming/9c1f…     a put under way, locked by who writes it
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import hashlib
+import heapq
+import os
+import re
+import stat
+import threading
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fastness.attachments.content import (
+    BLOCK_BYTES,
+    DEFAULT_MAX_BYTES,
+    SMALL_BYTES,
+    Block,
+    Digest,
+    blocks,
+    check_max_bytes,
+    check_part,
+    verified,
+)
+from fastness.decide import limits
+from fastness.errors import AttachmentDamagedError, AttachmentNotFoundError, AttachmentStoreError, InvalidInputError
+from fastness.model.attachments import AttachmentPersistence, AttachmentSource
+
+# Where puts write until they are done. It is made last of all directories: where it is, the others are durable.
+INCOMING = "incoming"
+
+T = TypeVar("T")
+
+_SHARDS = tuple(f"{number:02x}" for number in range(256))
+_CONTENT_NAME = re.compile(r"[0-9a-f]{64}")
+_DIRECTORY_MODE, _FILE_MODE = 0o700, 0o600
+
+# Without O_NONBLOCK, opening a pipe that somebody put there would wait for its other end.
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+_REASONS = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "full"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "permission"),
+    **dict.fromkeys((errno.ENOTDIR, errno.ENOENT), "missing"),
+}
+_REMEDIES = {
+    "full": "free space there, or raise the quota, and make the same call again",
+    "permission": "let this process read and write that directory and all below it, and make the same call again",
+    "missing": "see that this path names a directory, or one that can be made, and make the same call again",
+    "io": "look at the disk and at what else uses that directory, and make the same call again",
+}
+
+
+class FileAttachmentStore:
+    """An ``AttachmentStore`` in a directory, which is made on first use. Any number of processes may share it.
+
+    ``max_bytes`` is the largest content that is taken. What the file system refuses is raised as
+    ``AttachmentStoreError``. A put that is cancelled has ended when it raises: nothing of it is left, or, where it was
+    past the last step that can be taken back, all of it.
+    """
+
+    persistence: AttachmentPersistence = "durable"
+
+    def __init__(self, root: str | Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
+        if not isinstance(root, str | Path) or not str(root) or "\0" in str(root):
+            raise InvalidInputError("root", "must be the path of a directory")
+        self.root = Path(root).absolute()
+        self._max_bytes = check_max_bytes(max_bytes)
+        self._folder = _Folder(self.root)
+
+    def __repr__(self) -> str:
+        return f"FileAttachmentStore({str(self.root)!r})"
+
+    async def put(self, source: AttachmentSource, *, attachment_id: str | None = None) -> str:
+        """Keep content and give its id. With ``attachment_id``, other content is refused by ``InvalidInputError``.
+
+        Where that id is given and its content is there already and sound, nothing is written; what is there and damaged
+        is replaced.
+        """
+        expected = None if attachment_id is None else limits.check_attachment_id("attachment_id", attachment_id)
+        whole: bytes | Path | None = None
+        if isinstance(source, os.PathLike):
+            whole = Path(source)
+        elif isinstance(source, bytes | bytearray | memoryview) and memoryview(source).nbytes <= BLOCK_BYTES:
+            whole = bytes(source)
+        if whole is not None:
+            name = await _settled(_in_thread(self._folder.put_whole, whole, expected, self._max_bytes))
+            if name is not None:
+                return name
+        # A stream can be read only once, so that it is written before anybody knows whether it had to be.
+        if expected is not None and not isinstance(source, AsyncIterable) and await self._holds(source, expected):
+            return expected
+        return await self._put_blocks(source, expected)
+
+    async def _put_blocks(self, source: AttachmentSource, expected: str | None) -> str:
+        """Write one block while it is hashed and the next one is fetched."""
+        incoming, digest = _Incoming(self._folder), Digest()
+        step: asyncio.Future[Any] = _in_thread(incoming.create)
+        try:
+            async with aclosing(blocks(source, self._max_bytes)) as pieces:
+                async for piece in pieces:
+                    block = _frozen(piece)
+                    await _settled(step)
+                    step = _in_thread(incoming.write, block)
+                    await digest.add(block)
+            await _settled(step)
+            name = digest.require(expected)
+            step = _in_thread(incoming.sync)
+            await _settled(step)
+            step = _in_thread(incoming.publish, name)
+            await _settled(step)
+            return name
+        finally:
+            await _leave(incoming, step)
+
+    async def _holds(self, source: AttachmentSource, expected: str) -> bool:
+        """Whether this content is here and sound. Other content is refused, as it is where nothing is here."""
+        if not await asyncio.to_thread(self._folder.keeps, expected):
+            return False
+        digest = Digest()
+        async with aclosing(blocks(source, self._max_bytes)) as pieces:
+            async for block in pieces:
+                await digest.add(block)
+        digest.require(expected)
+        return True
+
+    async def get(self, attachment_id: str, *, start: int = 0, end: int | None = None, verify: bool = False) -> bytes:
+        """Give the bytes from ``start`` up to ``end``. Raises ``AttachmentNotFoundError`` for an unknown id."""
+        name = limits.check_attachment_id("attachment_id", attachment_id)
+        check_part(start, end, verify=verify)
+        content = await asyncio.to_thread(self._folder.read, name, start, end)
+        if verify:
+            digest = Digest()
+            await digest.add(content)
+            if digest.attachment_id != name:
+                raise AttachmentDamagedError(name, f"{digest.size} bytes hash to {digest.attachment_id}")
+        return content
+
+    async def stream(
+        self, attachment_id: str, *, start: int = 0, end: int | None = None, verify: bool = False
+    ) -> AsyncGenerator[bytes, None]:
+        """Give the bytes from ``start`` up to ``end`` in blocks. What is deleted meanwhile is still read to its end."""
+        name = limits.check_attachment_id("attachment_id", attachment_id)
+        check_part(start, end, verify=verify)
+        found = self._read_blocks(name, start, end)
+        async with aclosing(found):
+            async for block in verified(name, found) if verify else found:
+                yield block
+
+    async def _read_blocks(self, name: str, start: int, end: int | None) -> AsyncGenerator[bytes, None]:
+        opening = _in_thread(self._folder.open, name)
+        try:
+            descriptor = await _settled(opening)
+            at, stop = start, _stop(descriptor, end)
+            while block := await _settled(_in_thread(self._folder.read_at, descriptor, at, stop)):
+                at += len(block)
+                yield block
+        finally:
+            if opening.exception() is None:
+                os.close(opening.result())
+
+    async def size(self, attachment_id: str) -> int:
+        """Give the size of the content in bytes. Raises ``AttachmentNotFoundError`` for an unknown id."""
+        name = limits.check_attachment_id("attachment_id", attachment_id)
+        return await asyncio.to_thread(self._folder.size, name)
+
+    async def delete(self, attachment_id: str) -> int:
+        """Remove content for good, and give how many bytes that freed: 0 where there is none."""
+        name = limits.check_attachment_id("attachment_id", attachment_id)
+        return await _settled(_in_thread(self._folder.delete, name))
+
+    async def discard_unfinished(self, older_than_epoch_ms: int) -> int:
+        """Remove what puts of dead processes left, untouched since then. Gives how many bytes that freed."""
+        limits.check_int63("older_than_epoch_ms", older_than_epoch_ms)
+        return await _settled(_in_thread(self._folder.discard_unfinished, older_than_epoch_ms))
+
+    async def list(self, *, after: str = "", limit: int = 1000) -> Sequence[str]:
+        """Give a page of ids, in their order, from behind ``after``."""
+        limits.check_text("after", after)
+        limits.check_positive("limit", limit)
+        return await asyncio.to_thread(self._folder.page, after, limit)
+
+
+class _Folder:
+    """The directory, and what is done with it by whichever thread. What the system refuses is told as our error."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = str(root)  # paths are put together by hand: a Path costs as much as what is done with it
+
+    def path(self, name: str) -> str:
+        """Where content of that id is."""
+        return f"{self.root}/{name[:2]}/{name}"
+
+    def sync_shard(self, name: str) -> None:
+        """Make the entries beside that content durable. Raises ``OSError``."""
+        _sync_directory(f"{self.root}/{name[:2]}")
+
+    @contextmanager
+    def telling(self, doing: str) -> Iterator[None]:
+        """Raise what the system refuses as an ``AttachmentStoreError``."""
+        try:
+            yield
+        except OSError as error:
+            reason = _REASONS.get(error.errno or 0, "io")
+            detail = f"the attachment store in {self.root!r} could not {doing}: {error.strerror or error}"
+            raise AttachmentStoreError(reason, detail, _REMEDIES[reason]) from error
+
+    def prepare(self) -> None:
+        """Make the directories that are missing, durably. Raises ``OSError``."""
+        root = Path(self.root)
+        _make_directory(root)
+        for shard in _SHARDS:
+            (root / shard).mkdir(_DIRECTORY_MODE, exist_ok=True)
+        _sync_directory(root)
+        (root / INCOMING).mkdir(_DIRECTORY_MODE, exist_ok=True)
+
+    def put_whole(self, source: bytes | Path, expected: str | None, max_bytes: int) -> str | None:
+        """Put content of at most a block in one go: waking a thread for each step would take longer than the step.
+
+        None for what is no such content: reading it block by block takes it, or says what is wrong with it.
+        """
+        content = _read_whole(source) if isinstance(source, Path) else source
+        if content is None or len(content) > max_bytes:
+            return None
+        digest = _WholeDigest()
+        if expected is not None and self.keeps(expected):
+            digest.take(content)
+            return digest.require(expected)
+        incoming = _Incoming(self)
+        try:
+            incoming.create()
+            hashed = digest.begin(content)
+            incoming.write(content)
+            incoming.sync()
+            hashed()
+            name = digest.require(expected)
+            incoming.publish(name)
+            return name
+        finally:
+            incoming.discard()
+
+    def keeps(self, name: str) -> bool:
+        """Whether content of that id is here and hashes to its id. If so, its entry is durable after this."""
+        try:
+            with self.telling("read content"), os.fdopen(self.open(name), "rb", buffering=0) as file:
+                sound = hashlib.file_digest(file, "sha256").hexdigest() == name
+                if sound:
+                    self.sync_shard(name)
+                return sound
+        except (AttachmentNotFoundError, AttachmentDamagedError):
+            return False
+
+    def open(self, name: str) -> int:
+        """Give a descriptor of that content, never one of a link's target or of anything but a file."""
+        with self.telling("open content"):
+            try:
+                descriptor = os.open(self.path(name), _READ)
+            except FileNotFoundError:
+                raise AttachmentNotFoundError(name) from None
+            except OSError as error:
+                if error.errno in {errno.ELOOP, errno.ENXIO}:  # a symbolic link; a socket
+                    raise _no_file(name) from None
+                raise
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                os.close(descriptor)
+                raise _no_file(name)
+            return descriptor
+
+    def read(self, name: str, start: int, end: int | None) -> bytes:
+        """Give a part of some content."""
+        with self.telling("read content"), os.fdopen(self.open(name), "rb") as file:
+            stop = _stop(file.fileno(), end)
+            if start >= stop:
+                return b""
+            file.seek(start)
+            return file.read(stop - start)
+
+    def read_at(self, descriptor: int, at: int, stop: int) -> bytes:
+        """Give the next block of what is open, and nothing at the end."""
+        if at >= stop:
+            return b""
+        with self.telling("read content"):
+            return os.pread(descriptor, min(BLOCK_BYTES, stop - at), at)
+
+    def size(self, name: str) -> int:
+        """Give the size of some content in bytes."""
+        with os.fdopen(self.open(name), "rb", buffering=0) as file:
+            return os.fstat(file.fileno()).st_size
+
+    def delete(self, name: str) -> int:
+        """Remove content, and give the bytes freed."""
+        path, freed = Path(self.path(name)), 0
+        with self.telling("delete content"):
+            with suppress(FileNotFoundError):
+                found = path.lstat()
+                path.unlink()
+                freed = found.st_size if stat.S_ISREG(found.st_mode) else 0
+            # Also where there was nothing: whoever deleted it may have died before the deletion was durable.
+            with suppress(FileNotFoundError):
+                self.sync_shard(name)
+        return freed
+
+    def page(self, after: str, limit: int) -> Sequence[str]:
+        """Give the ids behind ``after``, at most ``limit`` of them, in their order."""
+        page: list[str] = []
+        for shard in _SHARDS:
+            if shard >= after[:2] and len(page) < limit:
+                names = (entry.name for entry in self._files(shard) if _CONTENT_NAME.fullmatch(entry.name))
+                behind = (name for name in names if name > after and name.startswith(shard))
+                page += heapq.nsmallest(limit - len(page), behind)
+        return page
+
+    def discard_unfinished(self, older_than_epoch_ms: int) -> int:
+        """Remove what nobody writes any more, and give the bytes freed."""
+        with self.telling("remove unfinished puts"):
+            return sum(_discard_dead(Path(entry.path), older_than_epoch_ms) for entry in self._files(INCOMING))
+
+    def _files(self, directory: str) -> Iterator[os.DirEntry[str]]:
+        with (
+            self.telling("list a directory"),
+            suppress(FileNotFoundError),
+            os.scandir(f"{self.root}/{directory}") as found,
+        ):
+            yield from (entry for entry in found if entry.is_file(follow_symlinks=False))
+
+
+class _Incoming:
+    """A file that is being written. Its steps come one after the other, each in whichever thread.
+
+    As long as it is open it is locked, so that a sweep in any process sees that somebody is at it.
+    """
+
+    def __init__(self, folder: _Folder) -> None:
+        self._folder = folder
+        self._path: str | None = None
+        self._descriptor = -1
+
+    def create(self) -> None:
+        """Make the file, and the directories where they are missing."""
+        with self._folder.telling("begin a put"):
+            try:
+                self._create()
+            except FileNotFoundError:
+                self._folder.prepare()
+                self._create()
+
+    def _create(self) -> None:
+        while True:
+            path = f"{self._folder.root}/{INCOMING}/{os.urandom(16).hex()}"
+            self._descriptor = os.open(path, _CREATE, _FILE_MODE)
+            self._path = path
+            # A sweep may have come between the two, and taken the file for one that nobody writes.
+            with suppress(BlockingIOError):
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(self._descriptor).st_nlink:
+                    return
+            self.discard()
+
+    def write(self, block: Block) -> None:
+        """Append a block."""
+        with self._folder.telling("write content"):
+            rest = memoryview(block)
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
+
+    def sync(self) -> None:
+        """Make what was written durable."""
+        with self._folder.telling("sync content"):
+            os.fsync(self._descriptor)
+
+    def publish(self, name: str) -> None:
+        """Make the content visible under its id, durably."""
+        assert self._path is not None
+        path = self._folder.path(name)
+        with self._folder.telling("put content in its place"):
+            try:
+                os.rename(self._path, path)  # noqa: PTH104
+            except FileNotFoundError:  # somebody removed the shard
+                self._folder.prepare()
+                os.rename(self._path, path)  # noqa: PTH104
+            self._path = None
+            self._folder.sync_shard(name)
+        self.discard()
+
+    def discard(self) -> None:
+        """Close the file, and remove it unless it is in its place. Once is enough."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor < 0:
+            return
+        if self._path is not None:
+            with suppress(OSError):  # a sweep takes it when it is not locked any more
+                Path(self._path).unlink()
+        os.close(descriptor)
+
+
+class _WholeDigest(Digest):
+    """The hash of content that is in memory as a whole."""
+
+    def take(self, content: bytes) -> None:
+        """Take all of it in, in this thread."""
+        self.size = len(content)
+        self._hash.update(content)
+
+    def begin(self, content: bytes) -> Callable[[], None]:
+        """Begin to take it in, in a thread of its own if that is worth it. What is given waits for the end of that."""
+        if len(content) <= SMALL_BYTES:
+            self.take(content)
+            return lambda: None
+        hashing = threading.Thread(target=self.take, args=(content,), name="fastness-hash")
+        hashing.start()
+        return hashing.join
+
+
+async def _leave(incoming: _Incoming, step: asyncio.Future[Any]) -> None:
+    """Leave nothing of a put that did not come to its end."""
+    try:
+        # A thread that still writes would write to a descriptor that was closed, and maybe given to somebody else.
+        with suppress(Exception):  # it is being raised, or comes second to what is
+            await _settled(step)
+    finally:
+        await _settled(_in_thread(incoming.discard))
+
+
+def _in_thread(step: Callable[..., T], *arguments: object) -> asyncio.Future[T]:
+    # No task: what ends a loop cancels all its tasks, and the thread would go on unseen.
+    return asyncio.get_running_loop().run_in_executor(None, step, *arguments)
+
+
+async def _settled(step: asyncio.Future[T]) -> T:
+    """Wait for what a thread does, also when cancelled meanwhile: it cannot be stopped."""
+    try:
+        return await asyncio.shield(step)
+    except asyncio.CancelledError:
+        while not step.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([step])
+        step.exception()  # seen: the cancellation is what counts
+        raise
+
+
+def _frozen(block: Block) -> bytes | memoryview:
+    """Take a block out of the reach of who gave it: it must not change between being hashed and being written."""
+    if isinstance(block, memoryview) and isinstance(block.obj, bytes):
+        return block
+    return bytes(block)
+
+
+def _read_whole(path: Path) -> bytes | None:
+    """Give the content of a file of at most a block, and None for all else, whatever is wrong with it."""
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode) or found.st_size > BLOCK_BYTES:
+            return None
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0) as file:
+            content = os.read(file.fileno(), found.st_size + 1)
+    except (OSError, ValueError):
+        return None
+    return content if len(content) == found.st_size else None
+
+
+def _stop(descriptor: int, end: int | None) -> int:
+    size = os.fstat(descriptor).st_size
+    return size if end is None else min(end, size)
+
+
+def _make_directory(path: Path) -> None:
+    """Make a directory and those above it, durably."""
+    try:
+        path.mkdir(_DIRECTORY_MODE)
+    except FileExistsError:
+        # Another process may have made it only now. Where we may not look above it, that was none of us.
+        with suppress(PermissionError):
+            _sync_directory(path.parent)
+        return
+    except FileNotFoundError:
+        _make_directory(path.parent)
+        path.mkdir(_DIRECTORY_MODE, exist_ok=True)
+    _sync_directory(path.parent)
+
+
+def _sync_directory(path: str | Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _discard_dead(path: Path, older_than_epoch_ms: int) -> int:
+    """Remove the file of a put that nobody goes on with, and give its size; else 0."""
+    # Who writes it holds the lock until it is in its place; then this name is gone.
+    with suppress(BlockingIOError, FileNotFoundError), os.fdopen(os.open(path, _READ), "rb", buffering=0) as file:
+        found = os.fstat(file.fileno())
+        if found.st_mtime_ns // 1_000_000 <= older_than_epoch_ms:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+            return found.st_size
+    return 0
+
+
+def _no_file(name: str) -> AttachmentDamagedError:
+    return AttachmentDamagedError(name, "what stands in its place is no regular file")

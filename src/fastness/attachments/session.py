@@ -1,0 +1,175 @@
+"""The attachments of one session: the only face of them that whoever runs a session needs (laws A1 to A3).
+
+It promises that an intent is durable before a byte of the content is, that nothing is read which this session's own
+manifest does not hold, and that the next commit is told what to refer to. It knows no database and no kind of store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+from fastness.attachments.content import DEFAULT_MAX_BYTES, check_max_bytes
+from fastness.attachments.measured import Measured, measured
+from fastness.attachments.media import describe
+from fastness.decide import limits
+from fastness.errors import AttachmentNotFoundError, AttachmentNotInManifestError, ContendedError
+from fastness.model import (
+    AttachmentIntent,
+    AttachmentManifest,
+    AttachmentManifestEntry,
+    AttachmentRef,
+    AttachmentSource,
+    AttachmentStore,
+    RuntimeCommit,
+)
+
+_TRIES = 5
+"""How often a put starts over because a sweep took its intent: its cut-off was later than the put's beginning."""
+
+
+class SessionAttachmentStore:
+    """Puts and reads the attachments of a session.
+
+    ``manifest`` is a store of the session's database, ``store`` keeps the bytes. ``max_bytes`` bounds one attachment.
+    A stream that is larger than a few megabytes waits in a temporary file until its hash is known, in
+    ``spool_directory`` or the system's own.
+    """
+
+    def __init__(
+        self,
+        manifest: AttachmentManifest,
+        store: AttachmentStore,
+        session_id: str,
+        *,
+        max_bytes: int = DEFAULT_MAX_BYTES,
+        spool_directory: Path | None = None,
+    ) -> None:
+        self.session_id = limits.check_id("session_id", session_id)
+        self._manifest = manifest
+        self._store = store
+        self._max_bytes = check_max_bytes(max_bytes)
+        self._spool_directory = spool_directory
+        self._pending: dict[str, None] = {}
+
+    # --- writing ---
+
+    async def put(self, source: AttachmentSource, *, name: str, media_type: str | None = None) -> AttachmentRef:
+        """Keep content and give the reference to it, which the next commit has to stamp.
+
+        A path is read twice, and refused if it changed in between. ``media_type`` is told from the content where it is
+        not given; images have their size in pixels.
+
+        Raises ``InvalidInputError`` for a source that cannot be read or is too large, ``AttachmentStoreError`` where
+        the bytes cannot be kept, ``ContendedError`` where sweeps are in the way. Then there is nothing to refer to.
+        """
+        limits.check_text("name", name)
+        if media_type is not None:
+            limits.check_text("media_type", media_type)
+        async with measured(source, self._max_bytes, self._spool_directory) as found:
+            reference = await _reference(found, name, media_type)
+
+            async def put_bytes() -> None:
+                await self._store.put(found.content, attachment_id=reference.attachment_id)
+
+            await self._under_intent(reference, put_bytes)
+        return reference
+
+    async def share(self, reference: AttachmentRef, source: SessionAttachmentStore) -> AttachmentRef:
+        """Take over content that another session holds; the next commit of this one has to stamp it.
+
+        The bytes stay where they are, if both sessions keep them in one store. Raises ``AttachmentNotInManifestError``
+        where the other session does not hold it.
+        """
+        limits.check_attachment_ref("reference", reference)
+        attachment_id = reference.attachment_id
+        await source.require_held(attachment_id)
+
+        async def have_bytes() -> None:
+            try:
+                await self._store.size(attachment_id)
+            except AttachmentNotFoundError:
+                if source._store is self._store:
+                    raise
+                await self._store.put(source._store.stream(attachment_id), attachment_id=attachment_id)
+
+        await self._under_intent(reference, have_bytes)
+        return reference
+
+    async def _under_intent(self, reference: AttachmentRef, have_bytes: Callable[[], Awaitable[None]]) -> None:
+        """Record the intent, see to the bytes, and see that no sweep came in between: else start over."""
+        intent = AttachmentIntent(self.session_id, reference)
+        started = asyncio.get_running_loop().time()
+        for _ in range(_TRIES):
+            await self._manifest.record_intent(intent)
+            await have_bytes()
+            if await self._manifest.holds_ref(self.session_id, reference.attachment_id):
+                self._pending[reference.attachment_id] = None
+                return
+        waited_ms = int((asyncio.get_running_loop().time() - started) * 1000)
+        raise ContendedError("sweeps with too late a cut-off took the attachment again and again", waited_ms)
+
+    async def forget(self, attachment_id: str) -> None:
+        """Let go of content; a later sweep takes its bytes if nobody else holds them."""
+        limits.check_attachment_id("attachment_id", attachment_id)
+        await self._manifest.forget(self.session_id, attachment_id)
+        self._pending.pop(attachment_id, None)
+
+    # --- what the next commit says of it ---
+
+    @property
+    def pending(self) -> tuple[str, ...]:
+        """The ids of what was put or shared since, oldest first, and has to be stamped by the next commit."""
+        return tuple(self._pending)
+
+    def stamp(self, commit: RuntimeCommit) -> RuntimeCommit:
+        """Have a commit of this session refer to all that is pending; do it before ``with_turn_commit``."""
+        named = set(commit.committed_attachment_ids)
+        missing = [each for each in self._pending if each not in named]
+        return commit.with_committed_attachments(missing) if missing else commit
+
+    def settled(self, commit: RuntimeCommit) -> None:
+        """Say that a commit has landed: what it refers to is no longer pending."""
+        for each in commit.committed_attachment_ids:
+            self._pending.pop(each, None)
+
+    # --- reading ---
+
+    async def get(self, attachment_id: str, *, start: int = 0, end: int | None = None, verify: bool = False) -> bytes:
+        """Give content, or the part of it from ``start`` up to ``end``; with ``verify`` it is hashed first.
+
+        Raises ``AttachmentNotInManifestError`` for what this session does not hold, whoever else may (law A3),
+        ``AttachmentNotFoundError`` where the bytes never came, and ``AttachmentDamagedError``.
+        """
+        await self.require_held(attachment_id)
+        return await self._store.get(attachment_id, start=start, end=end, verify=verify)
+
+    async def stream(
+        self, attachment_id: str, *, start: int = 0, end: int | None = None, verify: bool = False
+    ) -> AsyncIterator[bytes]:
+        """Give content in blocks, for what is too large for memory. It raises what ``get`` raises, on the way."""
+        await self.require_held(attachment_id)
+        async for block in self._store.stream(attachment_id, start=start, end=end, verify=verify):
+            yield block
+
+    async def list(
+        self, *, after: AttachmentManifestEntry | None = None, limit: int = 1000
+    ) -> list[AttachmentManifestEntry]:
+        """Give a page of what this session holds."""
+        return await self._manifest.list_attachments(session_id=self.session_id, after=after, limit=limit)
+
+    async def require_held(self, attachment_id: str) -> None:
+        """Raise ``AttachmentNotInManifestError`` unless this session's own manifest holds the content."""
+        limits.check_attachment_id("attachment_id", attachment_id)
+        if not await self._manifest.holds_ref(self.session_id, attachment_id):
+            raise AttachmentNotInManifestError(self.session_id, attachment_id)
+
+
+async def _reference(found: Measured, name: str, media_type: str | None) -> AttachmentRef:
+    media = await asyncio.to_thread(describe, found.head, name)
+    reference = AttachmentRef(
+        found.attachment_id, name, media_type or media.media_type, found.size, media.width, media.height
+    )
+    limits.check_attachment_ref("reference", reference)
+    return reference
