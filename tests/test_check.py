@@ -7,7 +7,7 @@ from pathlib import Path
 import apsw
 import pytest
 
-from fastness.conformance.builders import checkpoint, lane, node, said, turn
+from fastness.conformance.builders import checkpoint, content_id, intent, lane, node, said, turn
 from fastness.persistence import (
     AgentFrameRecord,
     CheckReport,
@@ -15,6 +15,7 @@ from fastness.persistence import (
     SqliteSessionStoreFactory,
     TokenLedgerEntry,
     TokenUsage,
+    process_execution_env_ref,
 )
 
 NOW = "2026-01-01T00:00:00Z"
@@ -37,6 +38,8 @@ async def sound(tmp_path: Path) -> Path:
             current_agent_frame_id="f",
         )
         await store.tombstone_nodes(["c"])
+        await store.record_intent(intent(content_id("cat")))
+        await factory.process_execution_envs.put_process_execution_env(process_execution_env_ref(b"{}"), b"{}")
         await turn(store, node("d", "a"))
         await store.enqueue_pending_turn_input(said("held", input_id="held"))
         lease = await lane(store)
@@ -58,7 +61,7 @@ async def test_a_sound_database_has_no_findings(sound: Path) -> None:
         session_count=1,
         node_count=4,
         commit_count=3,
-        blob_count=2,
+        blob_count=3,
         pending_input_count=2,
         queued_batch_count=0,
         findings=(),
@@ -93,6 +96,12 @@ DAMAGE = [
         "input 'waiting' waits and is settled at once",
     ),
     ("delete from lane", "lane", "the session has no lane"),
+    ("update attachment set reference = '{}'", "record", "cannot be read, or names other content"),
+    (
+        "update environment set ref = 'other'",
+        "environment",
+        "environment other is missing or is not",
+    ),
     ("delete from session", "orphans", "table node has 4 rows of sessions that are gone"),
 ]
 

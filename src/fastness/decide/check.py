@@ -62,7 +62,7 @@ class SessionFacts(msgspec.Struct, frozen=True):
 
     ``needed`` are the blobs that the checkpoint of each holder (the head, a frame) needs, None where it cannot be read;
     ``held`` those on record as held by it; ``broken`` those that are missing or whose bytes are not what their name
-    says.
+    says. ``unreadable_attachments`` are ids whose reference in the manifest cannot be read, or is one to other content.
     """
 
     session_id: str
@@ -75,6 +75,7 @@ class SessionFacts(msgspec.Struct, frozen=True):
     held: Mapping[str, frozenset[str]]
     broken: frozenset[str]
     rows: Sequence[ClaimFact]
+    unreadable_attachments: Sequence[str] = ()
 
 
 def session_findings(facts: SessionFacts) -> Iterator[CheckFinding]:
@@ -99,6 +100,8 @@ def session_findings(facts: SessionFacts) -> Iterator[CheckFinding]:
             yield finding("refs", f"what the checkpoint of {holder} needs and what is held for it differ: {differ}")
     for row in facts.rows:
         yield from _row_findings(facts, row)
+    for attachment_id in facts.unreadable_attachments:
+        yield finding("record", f"the reference of attachment {attachment_id!r} cannot be read, or names other content")
 
 
 def _log_findings(facts: SessionFacts) -> Iterator[CheckFinding]:

@@ -11,6 +11,7 @@ from fastness.decide.check import ClaimFact, HeadFact, LogFact, NodeFact, Sessio
 from fastness.decide.commit import HEAD as HEAD_HOLDER
 from fastness.decide.commit import frame_holder
 from fastness.errors import StoreError
+from fastness.model.attachments import AttachmentRef
 from fastness.model.base import Record, sha256_hex
 from fastness.model.checkpoint import SessionCheckpoint
 from fastness.model.queued_work import QueuedWorkBatchDraft
@@ -48,6 +49,7 @@ WORK = """
     select w.batch_id, w.seq, w.claim_id, w.lane_token, w.body, exists (select 1 from queued_work_evidence e
         where e.sid = w.sid and (e.batch_id = w.batch_id or e.source_key = w.source_key))
     from queued_work w where w.sid = $1"""
+ATTACHMENTS = "select attachment_id, reference from attachment where sid = $1"
 NODES = """
     select seq, node_id, parent_seq, tombstoned, crc, body from node
     where sid = $1 and seq > $2 order by seq limit $3"""
@@ -86,8 +88,8 @@ def check_session(sid: int) -> Program[SessionCheck]:
     if not sessions:
         return SessionCheck(0, 0, ())
     ((session_id, meta, config),) = sessions
-    lanes, heads, ((log_count, newest),), last, frames, held, inputs, work = yield Read(
-        *(Statement(sql, (sid,)) for sql in (LANE, HEAD, LOG, NEWEST, FRAMES, HELD, INPUTS, WORK))
+    lanes, heads, ((log_count, newest),), last, frames, held, inputs, work, attachments = yield Read(
+        *(Statement(sql, (sid,)) for sql in (LANE, HEAD, LOG, NEWEST, FRAMES, HELD, INPUTS, WORK, ATTACHMENTS))
     )
     head = HeadFact(*heads[0]) if heads else None
     contents = {ref: stored_content(ref, body) for _, ref, body in held}
@@ -103,6 +105,7 @@ def check_session(sid: int) -> Program[SessionCheck]:
         broken=frozenset(ref for ref, content in contents.items() if content is None),
         rows=[_claim_fact("input", PendingTurnInputDraft, row) for row in inputs]
         + [_claim_fact("batch", QueuedWorkBatchDraft, row) for row in work],
+        unreadable_attachments=[found for found, reference in attachments if not _names(found, reference)],
     )
     findings = list(rules.session_findings(facts))
     audit = rules.NodeAudit(session_id, facts.frames)
@@ -129,6 +132,14 @@ def _read(kind: type[R], body: str | bytes | None) -> R | None:
 
 def _readable(kind: type[R], body: str | None) -> bool:
     return body is None or _read(kind, body) is not None
+
+
+def _names(attachment_id: str, reference: str) -> bool:
+    """Whether a reference can be read and is one to this content."""
+    try:
+        return msgspec.json.decode(reference, type=AttachmentRef).attachment_id == attachment_id
+    except msgspec.DecodeError:
+        return False
 
 
 def _needed(
