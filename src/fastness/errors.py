@@ -391,5 +391,5 @@ class AttachmentDamagedError(AttachmentStoreError):
         super().__init__(
             "damaged",
             f"the bytes of attachment {attachment_id!r} are damaged: {detail}",
-            "put the same content again, or restore it from a backup",
+            "delete it from the store and put the same content again, or restore it from a backup",
         )

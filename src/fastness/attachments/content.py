@@ -120,13 +120,16 @@ class Digest:
 
     def require(self, attachment_id: str | None) -> str:
         """Give the id. Raises ``InvalidInputError`` if another one was expected."""
-        found = self.attachment_id
-        if attachment_id is not None and found != attachment_id:
-            raise InvalidInputError(
-                "source",
-                f"hashes to {found} and not to {attachment_id}: other content, or cut short, or changed meanwhile",
-            )
-        return found
+        return require_id(self.attachment_id, attachment_id)
+
+
+def require_id(found: str, expected: str | None) -> str:
+    """Give the id of content that was read. Raises ``InvalidInputError`` if another one was expected."""
+    if expected is not None and found != expected:
+        raise InvalidInputError(
+            "source", f"hashes to {found} and not to {expected}: other content, or cut short, or changed meanwhile"
+        )
+    return found
 
 
 def check_part(start: int, end: int | None, *, verify: bool) -> None:

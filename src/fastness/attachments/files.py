@@ -10,6 +10,7 @@ directory, since nothing is remembered outside of it. It knows no session and no
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import errno
 import fcntl
@@ -18,10 +19,11 @@ import heapq
 import os
 import re
 import stat
-import threading
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from fastness.attachments.content import (
@@ -52,6 +54,7 @@ _DIRECTORY_MODE, _FILE_MODE = 0o700, 0o600
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
+_NO_FILE = "what stands in its place is no regular file"
 _REASONS = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "full"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "permission"),
@@ -68,9 +71,8 @@ _REMEDIES = {
 class FileAttachmentStore:
     """An ``AttachmentStore`` in a directory, which is made on first use. Any number of processes may share it.
 
-    ``max_bytes`` is the largest content that is taken. What the file system refuses is raised as
-    ``AttachmentStoreError``. A put that is cancelled has ended when it raises: nothing of it is left, or, where it was
-    past the last step that can be taken back, all of it.
+    ``max_bytes`` is the largest content that is taken. What the file system refuses is an ``AttachmentStoreError``.
+    A put that is cancelled is over when it raises: nothing of it is left, or all, if it was about to give its id.
     """
 
     persistence: AttachmentPersistence = "durable"
@@ -82,9 +84,6 @@ class FileAttachmentStore:
         self._max_bytes = check_max_bytes(max_bytes)
         self._folder = _Folder(self.root)
 
-    def __repr__(self) -> str:
-        return f"FileAttachmentStore({str(self.root)!r})"
-
     async def put(self, source: AttachmentSource, *, attachment_id: str | None = None) -> str:
         """Keep content and give its id. With ``attachment_id``, other content is refused by ``InvalidInputError``.
 
@@ -92,13 +91,11 @@ class FileAttachmentStore:
         is replaced.
         """
         expected = None if attachment_id is None else limits.check_attachment_id("attachment_id", attachment_id)
-        whole: bytes | Path | None = None
-        if isinstance(source, os.PathLike):
-            whole = Path(source)
-        elif isinstance(source, bytes | bytearray | memoryview) and memoryview(source).nbytes <= BLOCK_BYTES:
+        whole: bytes | Path | None = Path(source) if isinstance(source, os.PathLike) else None
+        if isinstance(source, bytes | bytearray | memoryview) and memoryview(source).nbytes <= BLOCK_BYTES:
             whole = bytes(source)
         if whole is not None:
-            name = await _settled(_in_thread(self._folder.put_whole, whole, expected, self._max_bytes))
+            name = await _in_thread(self._folder.put_whole, whole, expected, self._max_bytes)
             if name is not None:
                 return name
         # A stream can be read only once, so that it is written before anybody knows whether it had to be.
@@ -107,25 +104,25 @@ class FileAttachmentStore:
         return await self._put_blocks(source, expected)
 
     async def _put_blocks(self, source: AttachmentSource, expected: str | None) -> str:
-        """Write one block while it is hashed and the next one is fetched."""
-        incoming, digest = _Incoming(self._folder), Digest()
-        step: asyncio.Future[Any] = _in_thread(incoming.create)
+        """Write and hash one block, each in a thread, while the next one is fetched."""
+        incoming, digest = _Incoming(self._folder), _Digest()
+        steps: list[_Step[Any]] = [_in_thread(incoming.create)]
         try:
             async with aclosing(blocks(source, self._max_bytes)) as pieces:
                 async for piece in pieces:
                     block = _frozen(piece)
-                    await _settled(step)
-                    step = _in_thread(incoming.write, block)
-                    await digest.add(block)
-            await _settled(step)
+                    for step in steps:
+                        await step
+                    steps = [_in_thread(incoming.write, block), _in_thread(digest.take, block)]
+            for step in steps:
+                await step
             name = digest.require(expected)
-            step = _in_thread(incoming.sync)
-            await _settled(step)
-            step = _in_thread(incoming.publish, name)
-            await _settled(step)
-            return name
+            for last in (incoming.sync, partial(incoming.publish, name)):
+                steps = [_in_thread(last)]
+                await steps[0]
         finally:
-            await _leave(incoming, step)
+            await _leave(incoming, steps)
+        return name
 
     async def _holds(self, source: AttachmentSource, expected: str) -> bool:
         """Whether this content is here and sound. Other content is refused, as it is where nothing is here."""
@@ -156,19 +153,19 @@ class FileAttachmentStore:
         """Give the bytes from ``start`` up to ``end`` in blocks. What is deleted meanwhile is still read to its end."""
         name = limits.check_attachment_id("attachment_id", attachment_id)
         check_part(start, end, verify=verify)
-        found = self._read_blocks(name, start, end)
-        async with aclosing(found):
+        async with aclosing(self._read_blocks(name, start, end)) as found:
             async for block in verified(name, found) if verify else found:
                 yield block
 
     async def _read_blocks(self, name: str, start: int, end: int | None) -> AsyncGenerator[bytes, None]:
         opening = _in_thread(self._folder.open, name)
         try:
-            descriptor = await _settled(opening)
-            at, stop = start, _stop(descriptor, end)
-            while block := await _settled(_in_thread(self._folder.read_at, descriptor, at, stop)):
-                at += len(block)
-                yield block
+            file = await opening
+            at, stop = start, _stop(file, end)
+            with self._folder.telling("read content"):
+                while at < stop and (block := await _in_thread(os.pread, file, min(BLOCK_BYTES, stop - at), at)):
+                    at += len(block)
+                    yield block
         finally:
             if opening.exception() is None:
                 os.close(opening.result())
@@ -181,12 +178,12 @@ class FileAttachmentStore:
     async def delete(self, attachment_id: str) -> int:
         """Remove content for good, and give how many bytes that freed: 0 where there is none."""
         name = limits.check_attachment_id("attachment_id", attachment_id)
-        return await _settled(_in_thread(self._folder.delete, name))
+        return await _in_thread(self._folder.delete, name)
 
     async def discard_unfinished(self, older_than_epoch_ms: int) -> int:
         """Remove what puts of dead processes left, untouched since then. Gives how many bytes that freed."""
         limits.check_int63("older_than_epoch_ms", older_than_epoch_ms)
-        return await _settled(_in_thread(self._folder.discard_unfinished, older_than_epoch_ms))
+        return await _in_thread(self._folder.discard_unfinished, older_than_epoch_ms)
 
     async def list(self, *, after: str = "", limit: int = 1000) -> Sequence[str]:
         """Give a page of ids, in their order, from behind ``after``."""
@@ -205,10 +202,6 @@ class _Folder:
         """Where content of that id is."""
         return f"{self.root}/{name[:2]}/{name}"
 
-    def sync_shard(self, name: str) -> None:
-        """Make the entries beside that content durable. Raises ``OSError``."""
-        _sync_directory(f"{self.root}/{name[:2]}")
-
     @contextmanager
     def telling(self, doing: str) -> Iterator[None]:
         """Raise what the system refuses as an ``AttachmentStoreError``."""
@@ -221,12 +214,11 @@ class _Folder:
 
     def prepare(self) -> None:
         """Make the directories that are missing, durably. Raises ``OSError``."""
-        root = Path(self.root)
-        _make_directory(root)
+        _make_directory(Path(self.root))
         for shard in _SHARDS:
-            (root / shard).mkdir(_DIRECTORY_MODE, exist_ok=True)
-        _sync_directory(root)
-        (root / INCOMING).mkdir(_DIRECTORY_MODE, exist_ok=True)
+            Path(self.root, shard).mkdir(_DIRECTORY_MODE, exist_ok=True)
+        _sync_directory(self.root)
+        Path(self.root, INCOMING).mkdir(_DIRECTORY_MODE, exist_ok=True)
 
     def put_whole(self, source: bytes | Path, expected: str | None, max_bytes: int) -> str | None:
         """Put content of at most a block in one go: waking a thread for each step would take longer than the step.
@@ -236,7 +228,7 @@ class _Folder:
         content = _read_whole(source) if isinstance(source, Path) else source
         if content is None or len(content) > max_bytes:
             return None
-        digest = _WholeDigest()
+        digest = _Digest()
         if expected is not None and self.keeps(expected):
             digest.take(content)
             return digest.require(expected)
@@ -257,10 +249,10 @@ class _Folder:
         """Whether content of that id is here and hashes to its id. If so, its entry is durable after this."""
         try:
             with self.telling("read content"), os.fdopen(self.open(name), "rb", buffering=0) as file:
-                sound = hashlib.file_digest(file, "sha256").hexdigest() == name
-                if sound:
-                    self.sync_shard(name)
-                return sound
+                if hashlib.file_digest(file, "sha256").hexdigest() != name:
+                    return False
+                _sync_directory(os.path.dirname(self.path(name)))  # noqa: PTH120
+                return True
         except (AttachmentNotFoundError, AttachmentDamagedError):
             return False
 
@@ -273,28 +265,19 @@ class _Folder:
                 raise AttachmentNotFoundError(name) from None
             except OSError as error:
                 if error.errno in {errno.ELOOP, errno.ENXIO}:  # a symbolic link; a socket
-                    raise _no_file(name) from None
+                    raise AttachmentDamagedError(name, _NO_FILE) from None
                 raise
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 os.close(descriptor)
-                raise _no_file(name)
+                raise AttachmentDamagedError(name, _NO_FILE)
             return descriptor
 
     def read(self, name: str, start: int, end: int | None) -> bytes:
         """Give a part of some content."""
         with self.telling("read content"), os.fdopen(self.open(name), "rb") as file:
             stop = _stop(file.fileno(), end)
-            if start >= stop:
-                return b""
-            file.seek(start)
-            return file.read(stop - start)
-
-    def read_at(self, descriptor: int, at: int, stop: int) -> bytes:
-        """Give the next block of what is open, and nothing at the end."""
-        if at >= stop:
-            return b""
-        with self.telling("read content"):
-            return os.pread(descriptor, min(BLOCK_BYTES, stop - at), at)
+            file.seek(min(start, stop))
+            return file.read(max(0, stop - start))
 
     def size(self, name: str) -> int:
         """Give the size of some content in bytes."""
@@ -311,7 +294,7 @@ class _Folder:
                 freed = found.st_size if stat.S_ISREG(found.st_mode) else 0
             # Also where there was nothing: whoever deleted it may have died before the deletion was durable.
             with suppress(FileNotFoundError):
-                self.sync_shard(name)
+                _sync_directory(path.parent)
         return freed
 
     def page(self, after: str, limit: int) -> Sequence[str]:
@@ -330,11 +313,7 @@ class _Folder:
             return sum(_discard_dead(Path(entry.path), older_than_epoch_ms) for entry in self._files(INCOMING))
 
     def _files(self, directory: str) -> Iterator[os.DirEntry[str]]:
-        with (
-            self.telling("list a directory"),
-            suppress(FileNotFoundError),
-            os.scandir(f"{self.root}/{directory}") as found,
-        ):
+        with self.telling("list it"), suppress(FileNotFoundError), os.scandir(f"{self.root}/{directory}") as found:
             yield from (entry for entry in found if entry.is_file(follow_symlinks=False))
 
 
@@ -346,7 +325,7 @@ class _Incoming:
 
     def __init__(self, folder: _Folder) -> None:
         self._folder = folder
-        self._path: str | None = None
+        self._path = ""
         self._descriptor = -1
 
     def create(self) -> None:
@@ -360,9 +339,8 @@ class _Incoming:
 
     def _create(self) -> None:
         while True:
-            path = f"{self._folder.root}/{INCOMING}/{os.urandom(16).hex()}"
-            self._descriptor = os.open(path, _CREATE, _FILE_MODE)
-            self._path = path
+            self._path = f"{self._folder.root}/{INCOMING}/{os.urandom(16).hex()}"
+            self._descriptor = os.open(self._path, _CREATE, _FILE_MODE)
             # A sweep may have come between the two, and taken the file for one that nobody writes.
             with suppress(BlockingIOError):
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -384,7 +362,6 @@ class _Incoming:
 
     def publish(self, name: str) -> None:
         """Make the content visible under its id, durably."""
-        assert self._path is not None
         path = self._folder.path(name)
         with self._folder.telling("put content in its place"):
             try:
@@ -392,64 +369,74 @@ class _Incoming:
             except FileNotFoundError:  # somebody removed the shard
                 self._folder.prepare()
                 os.rename(self._path, path)  # noqa: PTH104
-            self._path = None
-            self._folder.sync_shard(name)
+            self._path = ""
+            _sync_directory(os.path.dirname(path))  # noqa: PTH120
         self.discard()
 
     def discard(self) -> None:
         """Close the file, and remove it unless it is in its place. Once is enough."""
         descriptor, self._descriptor = self._descriptor, -1
-        if descriptor < 0:
-            return
-        if self._path is not None:
-            with suppress(OSError):  # a sweep takes it when it is not locked any more
-                Path(self._path).unlink()
-        os.close(descriptor)
+        if descriptor >= 0:
+            if self._path:
+                with suppress(OSError):  # a sweep takes it when it is not locked any more
+                    Path(self._path).unlink()
+            os.close(descriptor)
 
 
-class _WholeDigest(Digest):
-    """The hash of content that is in memory as a whole."""
+class _Digest(Digest):
+    """A hash that is taken by whichever thread."""
 
-    def take(self, content: bytes) -> None:
-        """Take all of it in, in this thread."""
-        self.size = len(content)
-        self._hash.update(content)
+    def take(self, block: Block) -> int:
+        """Take in a block, in this thread, and give the size of all that was taken in."""
+        self._hash.update(block)
+        self.size += len(block)
+        return self.size
 
-    def begin(self, content: bytes) -> Callable[[], None]:
+    def begin(self, content: bytes) -> Callable[[], object]:
         """Begin to take it in, in a thread of its own if that is worth it. What is given waits for the end of that."""
         if len(content) <= SMALL_BYTES:
             self.take(content)
             return lambda: None
-        hashing = threading.Thread(target=self.take, args=(content,), name="fastness-hash")
-        hashing.start()
-        return hashing.join
+        # No threading.Thread: whoever starts one sleeps until it runs, which is a good part of a put of 1 MB.
+        taken = SimpleQueue[int]()
+        _thread.start_new_thread(lambda: taken.put(self.take(content)), ())
+        return taken.get
 
 
-async def _leave(incoming: _Incoming, step: asyncio.Future[Any]) -> None:
+async def _leave(incoming: _Incoming, steps: list[_Step[Any]]) -> None:
     """Leave nothing of a put that did not come to its end."""
     try:
         # A thread that still writes would write to a descriptor that was closed, and maybe given to somebody else.
-        with suppress(Exception):  # it is being raised, or comes second to what is
-            await _settled(step)
+        for step in steps:
+            with suppress(Exception):  # it is being raised, or comes second to what is
+                await step
     finally:
-        await _settled(_in_thread(incoming.discard))
+        await _in_thread(incoming.discard)
 
 
-def _in_thread(step: Callable[..., T], *arguments: object) -> asyncio.Future[T]:
-    # No task: what ends a loop cancels all its tasks, and the thread would go on unseen.
-    return asyncio.get_running_loop().run_in_executor(None, step, *arguments)
+class _Step(asyncio.Future[T]):
+    """What a thread does, and cannot be stopped from: who awaits it and is cancelled hears of that when it is done."""
+
+    def cancel(self, msg: object = None) -> bool:
+        """Refuse. The task that waits is then cancelled when this is done."""
+        return False
 
 
-async def _settled(step: asyncio.Future[T]) -> T:
-    """Wait for what a thread does, also when cancelled meanwhile: it cannot be stopped."""
-    try:
-        return await asyncio.shield(step)
-    except asyncio.CancelledError:
-        while not step.done():
-            with suppress(asyncio.CancelledError):
-                await asyncio.wait([step])
-        step.exception()  # seen: the cancellation is what counts
-        raise
+def _in_thread(step: Callable[..., T], *arguments: object) -> _Step[T]:
+    """Do something in a thread, from now on."""
+    loop = asyncio.get_running_loop()
+    done: _Step[T] = _Step(loop=loop)
+
+    def run() -> None:
+        try:
+            result = step(*arguments)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is raised where this is awaited
+            loop.call_soon_threadsafe(done.set_exception, error)
+        else:
+            loop.call_soon_threadsafe(done.set_result, result)
+
+    loop.run_in_executor(None, run)
+    return done
 
 
 def _frozen(block: Block) -> bytes | memoryview:
@@ -460,7 +447,7 @@ def _frozen(block: Block) -> bytes | memoryview:
 
 
 def _read_whole(path: Path) -> bytes | None:
-    """Give the content of a file of at most a block, and None for all else, whatever is wrong with it."""
+    """Give the content of a file of at most a block, and None for all else, whatever it is."""
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode) or found.st_size > BLOCK_BYTES:
@@ -510,7 +497,3 @@ def _discard_dead(path: Path, older_than_epoch_ms: int) -> int:
             path.unlink()
             return found.st_size
     return 0
-
-
-def _no_file(name: str) -> AttachmentDamagedError:
-    return AttachmentDamagedError(name, "what stands in its place is no regular file")

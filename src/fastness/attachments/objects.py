@@ -8,11 +8,8 @@ is an error. It knows no session, and nothing of how the services are spoken to:
 from __future__ import annotations
 
 import asyncio
-import errno
-import os
-import tempfile
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import aclosing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, TypeVar
@@ -26,8 +23,10 @@ from fastness.attachments.content import (
     blocks,
     check_max_bytes,
     check_part,
+    require_id,
     verified,
 )
+from fastness.attachments.measured import measured
 from fastness.attachments.object_faults import MISSING, Fault, bounded, fault_of
 from fastness.decide.limits import check_attachment_id, check_positive
 from fastness.errors import AttachmentNotFoundError, AttachmentStoreError, InvalidInputError, StoreError
@@ -88,13 +87,14 @@ class ObjectAttachmentStore:
         prefix: str = "",
         max_bytes: int = DEFAULT_MAX_BYTES,
         patience_ms: int = DEFAULT_PATIENCE_MS,
-        spool_directory: str | os.PathLike[str] | None = None,
+        spool_directory: Path | None = None,
     ) -> None:
         """Keep attachments in ``store``, below ``prefix``.
 
         ``max_bytes`` is the largest one that is taken. ``patience_ms`` bounds each request, and each pause between two
-        blocks of a large content; how often the library retries until then is the store's own configuration, see
-        ``from_url``. ``spool_directory`` is where large streams of unknown hash wait while they are hashed.
+        blocks of a large content; an upload that is given up then has as long again to be called off. How often the
+        library retries meanwhile is the store's own configuration, see ``from_url``. ``spool_directory`` is where large
+        streams of unknown hash wait while they are hashed.
         """
         self._library = _library()
         kinds = self._library.store
@@ -116,7 +116,7 @@ class ObjectAttachmentStore:
         *,
         max_bytes: int = DEFAULT_MAX_BYTES,
         patience_ms: int = DEFAULT_PATIENCE_MS,
-        spool_directory: str | os.PathLike[str] | None = None,
+        spool_directory: Path | None = None,
         **config: Any,
     ) -> Self:
         """Open ``s3://bucket/prefix``, ``gs://…``, ``az://…``, ``file:///directory`` or ``memory:///``.
@@ -135,7 +135,7 @@ class ObjectAttachmentStore:
         return cls(store, max_bytes=max_bytes, patience_ms=patience_ms, spool_directory=spool_directory)
 
     async def put(self, source: AttachmentSource, *, attachment_id: str | None = None) -> str:
-        """Keep content, and give its id; it is there already: done.
+        """Keep content, and give its id. Where content of that id and size is there already, it stays as it is.
 
         Up to 4 MiB go in one request. Larger content is read twice, to know its id first, unless ``attachment_id``
         says it and nothing is there under it; a stream is kept in a temporary file for that.
@@ -237,33 +237,16 @@ class ObjectAttachmentStore:
         if expected is not None and there is None:
             await self._upload(expected, content)
             return expected
-        async with AsyncExitStack() as stack:
-            digest = Digest()
-            if isinstance(source, AsyncIterable):
-                source = await stack.enter_async_context(self._spooled(content, digest))
-            else:
-                async for block in content:
-                    await digest.add(block)
-            attachment_id = digest.require(expected)
+        # A stream has been begun and cannot be read anew; all else can, and must not be kept a second time.
+        rest = content if isinstance(source, AsyncIterable) else source
+        async with measured(rest, self._max_bytes, self._spool_directory) as found:
+            attachment_id = require_id(found.attachment_id, expected)
             if expected is None:
                 there = await self._size(attachment_id)
-            if there != digest.size:
-                again = await stack.enter_async_context(aclosing(blocks(source, self._max_bytes)))
-                await self._upload(attachment_id, again)
+            if there != found.size:
+                async with aclosing(blocks(found.content, self._max_bytes)) as again:
+                    await self._upload(attachment_id, again)
             return attachment_id
-
-    @asynccontextmanager
-    async def _spooled(self, content: AsyncIterator[Block], digest: Digest) -> AsyncIterator[Path]:
-        """Hash what can be read only once, and keep it in a temporary file meanwhile."""
-        make = partial(tempfile.NamedTemporaryFile, "w+b", buffering=0, dir=self._spool_directory, prefix="fastness-")
-        file = await _spooling(make)
-        try:
-            async for block in content:
-                await digest.add(block)
-                await _spooling(partial(file.write, block))
-            yield Path(file.name)
-        finally:
-            file.close()
 
     async def _upload(self, attachment_id: str, content: AsyncIterator[Block]) -> None:
         """Send large content in parts. It becomes visible after its last block, if it is what its id says."""
@@ -456,18 +439,6 @@ async def _next(series: AsyncIterator[_T], end: _T) -> _T:
         return await anext(series)
     except StopAsyncIteration:
         return end
-
-
-async def _spooling(step: Callable[[], _T]) -> _T:
-    """Do something with the temporary file, in a thread."""
-    try:
-        return await asyncio.to_thread(step)
-    except OSError as error:
-        raise AttachmentStoreError(
-            "full" if error.errno in {errno.ENOSPC, errno.EDQUOT} else "io",
-            f"a stream cannot be kept in a temporary file: {error.strerror}",
-            "make room there, or name another spool_directory",
-        ) from None
 
 
 def _checked_prefix(prefix: str) -> str:

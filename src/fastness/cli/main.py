@@ -11,7 +11,7 @@ from typing import Annotated, TextIO
 
 import typer
 
-from fastness.cli import care, moving, schema, transfer, view
+from fastness.cli import attachments, care, moving, schema, transfer, view
 from fastness.cli.screen import one_line
 from fastness.cli.session import DatabaseOption, remember_database
 from fastness.errors import StoreError
@@ -29,7 +29,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     epilog="Exit status: 0 all is well, 1 check found faults, 2 wrong input or a failure, 130 interrupted."
-    " copy and restore give 1 where they left sessions out, because the destination has others of the same id.",
+    " copy and restore give 1 where they left sessions out, because the destination has others of the same id,"
+    " attachments verify where content is missing or damaged.",
 )
 
 
@@ -48,7 +49,7 @@ def fastness(
         print(context.get_help())
 
 
-for _module in (transfer, view, care, moving, schema):
+for _module in (transfer, view, attachments, care, moving, schema):
     _module.register(app)
 
 

@@ -124,7 +124,9 @@ def _summary(report: TransferReport, done: str, to_do: str) -> str:
     were = "was" if report.present_count == 1 else "were"
     if report.copied_count:
         text = f"{done} {counted(report.copied_count, 'session')}"
-        text += f" ({counted(report.node_count, 'node')}, {counted(report.blob_count, 'blob')}), verified"
+        text += f" ({counted(report.node_count, 'node')}, {counted(report.blob_count, 'blob')}"
+        text += f", {counted(report.environment_count, 'environment')}" if report.environment_count else ""
+        text += "), verified"
         text += f"; {there} {were} there" if report.present_count else ""
     elif report.present_count:
         text = f"nothing {to_do}: {there} {were} there, the same"

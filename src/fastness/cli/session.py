@@ -5,21 +5,26 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable
-from typing import Annotated, TypeVar
+from pathlib import Path
+from typing import Annotated, NamedTuple, TypeVar
 
 import typer
 
 from fastness.errors import InvalidInputError
 from fastness.factory import EngineSessionStoreFactory
 from fastness.persistence import (
+    AttachmentStore,
     PersistedSessionRead,
     SessionReadScope,
     SessionStoreCreateRequest,
+    open_attachments,
     open_database,
 )
 from fastness.store import SessionStore
 
 DEFAULT_DATABASE = "sqlite:///fastness.db"
+IN_MEMORY = "memory:"
+"""What is named so lives in one process: a command that ends would take it along."""
 
 T = TypeVar("T")
 
@@ -30,6 +35,15 @@ DatabaseOption = Annotated[
         metavar="URL",
         help=f"The database, such as {DEFAULT_DATABASE} (the default) or sqlite:////absolute/path."
         " FASTNESS_DATABASE names another default.",
+    ),
+]
+AttachmentsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--attachments",
+        metavar="PLACE",
+        help="Where the bytes of attachments are: a directory, s3://…, gs://… or az://…. For sqlite:///x.db the default"
+        " is the directory x.db.attachments. FASTNESS_ATTACHMENTS names another default.",
     ),
 ]
 SessionArgument = Annotated[str, typer.Argument(metavar="ID", help="The session.")]
@@ -46,6 +60,42 @@ def database_url(context: typer.Context, database: str | None) -> str:
     named = (database, context.obj, os.environ.get("FASTNESS_DATABASE"), DEFAULT_DATABASE)
     # An empty name is a name, and refused: a variable that was never set must not lead to another database.
     return next(name for name in named if name is not None)
+
+
+class AttachmentsPlace(NamedTuple):
+    """Where the bytes of a database's attachments are: as somebody said, by default, or (None) nobody knows."""
+
+    where: str | Path | None
+    is_named: bool
+
+    def open(self) -> AttachmentStore:
+        """Open the store. ``InvalidInputError`` where there is none to open, ``AttachmentStoreError`` from it."""
+        if self.where is None:
+            raise InvalidInputError(
+                "attachments", "of this database have no default place; name it with --attachments PLACE"
+            )
+        if self.where == IN_MEMORY:
+            raise InvalidInputError(IN_MEMORY, "is private to the process that uses it; name a place that others see")
+        return open_attachments(self.where)
+
+    def is_absent(self) -> bool:
+        """Whether it is, as far as one can see from here, not there. Services are not asked."""
+        if self.where is None or "://" in str(self.where):
+            return self.where is None
+        try:
+            return not Path(self.where).is_dir()
+        except OSError:
+            return False  # the store says what is wrong
+
+
+def attachments_place(context: typer.Context, database: str | None, attachments: str | None) -> AttachmentsPlace:
+    """Give the place that is meant: named behind the command, by the environment, or the one beside a SQLite file."""
+    named = attachments if attachments is not None else os.environ.get("FASTNESS_ATTACHMENTS")
+    if named is not None:
+        return AttachmentsPlace(named, is_named=True)
+    scheme, mark, path = database_url(context, database).partition(":///")
+    beside = Path(f"{path}.attachments") if scheme == "sqlite" and mark and path else None
+    return AttachmentsPlace(beside, is_named=False)
 
 
 def run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any, TypeVar
 
 from fastness.model import (
@@ -196,6 +197,12 @@ def intent(attachment_id: str, *, session_id: str = "s", name: str = "a.png") ->
 def content_id(label: str) -> str:
     """A well-formed attachment id: 64 hexadecimal digits."""
     return label.encode().hex().ljust(64, "0")
+
+
+async def pieces(*given: bytes) -> AsyncIterator[bytes]:
+    """Content as a stream."""
+    for piece in given:
+        yield piece
 
 
 def other_token(fence: SessionExecutionLeaseFence) -> SessionExecutionLeaseFence:

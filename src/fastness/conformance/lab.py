@@ -1,4 +1,4 @@
-"""A laboratory: one database of one subject, a clock that laws move, and ways to see what a call has changed.
+"""A laboratory: one database or one place for bytes, a clock that laws move, and ways to see what a call has changed.
 
 Laws know nothing of engines. What a law needs and its subject does not give (``Power``) skips the law, from wherever in
 it the need arises: no law has to announce its needs, and none passes without them.
@@ -18,7 +18,7 @@ import pytest
 from fastness.conformance.subject import Power, Subject
 from fastness.errors import StoreError
 from fastness.model import CheckReport, FullGraph, LocalProcess, SessionStoreCreateRequest
-from fastness.model.protocols import RuntimePersistence
+from fastness.model.protocols import AttachmentStore, ProcessExecutionEnvStore, RuntimePersistence
 from fastness.sql.program import Param, Program, Read, Row, Statement, Write
 from fastness.sql.schema import SQLITE_TYPES, create_tables
 
@@ -52,23 +52,16 @@ class Clock:
         self.now_ms += ms
 
 
-class Lab:
-    """One database, its clock, the processes that count as dead, and a hook that sees every batch.
+class Bench:
+    """What a subject was opened as, for one test: opened again, opened a second time beside it, closed at the end."""
 
-    ``on_batch`` may raise, which is a fault before that batch (None: before COMMIT).
-    """
-
-    def __init__(self, subject: Subject, directory: Path) -> None:
+    def __init__(self, subject: Any, directory: Path) -> None:
         self.subject = subject
         self.directory = directory
-        self.clock = Clock(before=lambda: self.needs(Power.CLOCK))
-        self.dead: set[LocalProcess] = set()
-        self.on_batch: Callable[[Read | Write | None], None] | None = None
-        self.factory: Any = None
-        self._seen: list[Read | Write] = []
-        self._surroundings = AsyncExitStack()
-        self._opened = AsyncExitStack()
+        self.opened: Any = None
         self._beside: Any = None
+        self._surroundings = AsyncExitStack()
+        self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
         if self.subject.around is not None:
@@ -83,12 +76,100 @@ class Lab:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.on_batch = None
         async with self._surroundings:
-            await self._opened.aclose()
+            await self._stack.aclose()
 
     async def _open(self) -> None:
-        self.factory = await self._opened.enter_async_context(self.subject.open(self))
+        self.opened = await self._stack.enter_async_context(self.subject.open(self))
+
+    def needs(self, *powers: Power) -> None:
+        """Skip the law that is running if its subject lacks one of these powers."""
+        for power in powers:
+            if power not in self.subject.powers:
+                pytest.skip(power.value)
+
+    async def restart(self) -> None:
+        """Close what was opened and open it again; what came of it before is of no use any more."""
+        self.needs(Power.REOPENING)
+        await self._stack.aclose()
+        self._beside = None
+        await self._open()
+
+    async def second(self) -> Any:
+        """Give what stands for another process: opened beside the first, or that one where nothing else may be."""
+        if self._beside is None and Power.SHARED in self.subject.powers:
+            self._beside = await self._stack.enter_async_context(self.subject.open(self))
+        return self._beside or self.opened
+
+    async def snapshot(self) -> Dump:
+        """Give all that there is, in a form that can be compared."""
+        raise NotImplementedError
+
+    @asynccontextmanager
+    async def unchanged(self, why: str = "something was changed that had to stay") -> AsyncIterator[None]:
+        """Expect a block to leave everything as it was."""
+        before = await self.snapshot()
+        yield
+        changed = differences(before, await self.snapshot())
+        assert changed == {}, why
+
+
+class AttachmentLab(Bench):
+    """A place of its own for the bytes of attachments, and the store that was opened on it."""
+
+    @property
+    def store(self) -> AttachmentStore:
+        """The store that is open now."""
+        opened: AttachmentStore = self.opened
+        return opened
+
+    async def reopen(self) -> AttachmentStore:
+        """Give the store, newly opened where the subject outlives its closing."""
+        if Power.REOPENING in self.subject.powers:
+            await self.restart()
+        return self.store
+
+    async def ids(self, *, limit: int = 1000) -> list[str]:
+        """Give the ids of all content there is, page by page."""
+        found: list[str] = []
+        while page := await self.store.list(after=found[-1] if found else "", limit=limit):
+            found += page
+        return found
+
+    async def damage(self, attachment_id: str, data: bytes) -> None:
+        """Put other bytes in the place of some content, behind the store's back."""
+        if self.subject.damage is None:
+            pytest.skip("the kit cannot damage its content")
+        await self.subject.damage(self, attachment_id, data)
+
+    async def snapshot(self) -> Dump:
+        """Give all content there is."""
+        return {"content": [(each, await self.store.get(each)) for each in await self.ids()]}
+
+
+class Lab(Bench):
+    """One database, its clock, the processes that count as dead, and a hook that sees every batch.
+
+    ``on_batch`` may raise, which is a fault before that batch (None: before COMMIT).
+    """
+
+    def __init__(self, subject: Subject, directory: Path) -> None:
+        super().__init__(subject, directory)
+        self.clock = Clock(before=lambda: self.needs(Power.CLOCK))
+        self.dead: set[LocalProcess] = set()
+        self.on_batch: Callable[[Read | Write | None], None] | None = None
+        self._seen: list[Read | Write] = []
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.on_batch = None
+        await super().__aexit__(kind, error, trace)
+
+    @property
+    def factory(self) -> Any:
+        """The factory that is open now."""
+        return self.opened
 
     # --- what a subject may offer to the kit ---
 
@@ -104,12 +185,6 @@ class Lab:
         return process in self.dead
 
     # --- what laws ask for, and what it takes ---
-
-    def needs(self, *powers: Power) -> None:
-        """Skip the law that is running if its subject lacks one of these powers."""
-        for power in powers:
-            if power not in self.subject.powers:
-                pytest.skip(power.value)
 
     @property
     def start_ms(self) -> int:
@@ -190,19 +265,14 @@ class Lab:
         It is of a factory that is opened beside the first one. Where nothing else may open the database, that one is
         all that can be at work on it, and the handle is of that.
         """
-        if self._beside is None and Power.SHARED in self.subject.powers:
-            self._beside = await self._opened.enter_async_context(self.subject.open(self))
-        made: RuntimePersistence = await (self._beside or self.factory).create_store(
-            SessionStoreCreateRequest(session_id)
-        )
+        made: RuntimePersistence = await (await self.second()).create_store(SessionStoreCreateRequest(session_id))
         return made
 
-    async def restart(self) -> None:
-        """Close the database and open it again; handles from before are of no use any more."""
-        self.needs(Power.REOPENING)
-        await self._opened.aclose()
-        self._beside = None
-        await self._open()
+    def envs(self, factory: Any = None) -> ProcessExecutionEnvStore:
+        """Give the environments of a factory, by default of the one that is open now."""
+        self.needs(Power.ENVIRONMENTS)
+        found: ProcessExecutionEnvStore = (factory or self.factory).process_execution_envs
+        return found
 
     # --- what was changed ---
 
@@ -241,14 +311,6 @@ class Lab:
         finally:
             self.on_batch = hook
 
-    @asynccontextmanager
-    async def unchanged(self, why: str = "something was changed that had to stay") -> AsyncIterator[None]:
-        """Expect a block to leave everything as it was."""
-        before = await self.snapshot()
-        yield
-        changed = differences(before, await self.snapshot())
-        assert changed == {}, why
-
     async def assert_sound(self) -> None:
         """Expect the whole database to be in order: by its own check, or else by loading every session."""
         if Power.CHECK in self.subject.powers:
@@ -275,7 +337,7 @@ def sql_of(item: object) -> str:
     return str(getattr(item, "sql", "")).strip().lower()
 
 
-async def refused(lab: Lab, error: type[E], call: Awaitable[object]) -> E:
+async def refused(lab: Bench, error: type[E], call: Awaitable[object]) -> E:
     """Expect a call to fail in this very way and to leave everything as it was."""
     async with lab.unchanged(f"{error.__name__} was raised, and yet something was written"):
         with pytest.raises(error) as caught:

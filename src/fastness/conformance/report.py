@@ -1,13 +1,15 @@
 """What came of the laws: one row per law, one column per subject. It knows of outcomes, and nothing of pytest.
 
 A law is passed if every one of its tests ran and passed. One test that was skipped, or that did not run, makes a row
-that says so, with its reasons; a law without tests is not covered. Neither is ever counted as passed.
+that says so, with its reasons; a law without tests is not covered. Neither is ever counted as passed. A law that does
+not concern a subject has no row there, and is not counted at all.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +19,7 @@ from fastness.conformance.table import LAWS
 Status = Literal["passed", "failed", "skipped", "not covered"]
 STATUSES: tuple[Status, ...] = ("passed", "failed", "skipped", "not covered")
 NOT_RUN = "not run"
+NOT_APPLICABLE = "not applicable"
 
 
 @dataclass
@@ -68,9 +71,9 @@ class Report:
     def __bool__(self) -> bool:
         return bool(self._subjects)
 
-    def row(self, subject: str, law: str) -> Row:
-        """The row to count in."""
-        return self._subjects.setdefault(subject, {number: Row() for number in LAWS})[law]
+    def row(self, subject: str, law: str, concerned: Iterable[str] = LAWS) -> Row:
+        """The row to count in, of a subject that these laws concern."""
+        return self._subjects.setdefault(subject, {number: Row() for number in concerned})[law]
 
     def counts(self) -> dict[str, Counter[Status]]:
         """How many laws have which status, by subject."""
@@ -91,7 +94,7 @@ class Report:
         lines = ["# Conformance", "", *(f"- {line}" for line in self.summary()), ""]
         lines += ["| law | " + " | ".join([*map(_cell, names), "what it says"]) + " |", "|---" * (len(names) + 2) + "|"]
         for law, says in LAWS.items():
-            results = [_cell(str(self._subjects[name][law])) for name in names]
+            results = [_cell(str(self._subjects[name].get(law, "—"))) for name in names]
             lines.append("| " + " | ".join([law, *results, _cell(says)]) + " |")
         return "\n".join(lines) + "\n"
 
@@ -101,7 +104,7 @@ class Report:
             {
                 "law": law,
                 "says": says,
-                "results": {name: _plain(subject[law]) for name, subject in self._subjects.items()},
+                "results": {name: _plain(subject.get(law)) for name, subject in self._subjects.items()},
             }
             for law, says in LAWS.items()
         ]
@@ -117,7 +120,9 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def _plain(row: Row) -> dict[str, Any]:
+def _plain(row: Row | None) -> dict[str, Any]:
+    if row is None:
+        return {"status": NOT_APPLICABLE}
     return {
         "status": row.status,
         "tests": row.tests,

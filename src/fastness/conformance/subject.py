@@ -7,23 +7,24 @@ another one is skipped, and says which.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastness.conformance.lab import Lab
+    from fastness.conformance.lab import AttachmentLab, Lab
+    from fastness.model import AttachmentStore
 
 
 class Power(Enum):
     """What a subject may let the kit do beside calling it. The value is the reason of a law that goes without."""
 
     REOPENING = "a second opening does not find what the first one wrote"
-    """Opened again with the same lab, the factory finds all that was written before it was closed."""
+    """Opened again with the same lab, it finds all that was written before it was closed."""
     SHARED = "nothing else may open its database meanwhile"
-    """Opened with the same lab while another factory is open, both work on one database, as two processes would."""
+    """Opened with the same lab while it is open already, both work on one database or place, as two processes would."""
     CLOCK = "the kit cannot move its clock"
     """All its times come from ``lab.clock``."""
     DEATH = "the kit cannot declare a process dead"
@@ -34,6 +35,8 @@ class Power(Enum):
     """``factory.engine`` runs programs over the tables of ``fastness.sql.schema``."""
     CHECK = "it does not verify itself"
     """``factory.check()`` goes through the database and reports what is wrong."""
+    ENVIRONMENTS = "it keeps no environments"
+    """``factory.process_execution_envs`` is the ``ProcessExecutionEnvStore`` of its database."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,21 @@ class Subject:
     open: Callable[[Lab], AbstractAsyncContextManager[Any]]
     powers: frozenset[Power] = frozenset()
     around: Callable[[Lab], AbstractAsyncContextManager[object]] | None = None
+
+
+@dataclass(frozen=True)
+class AttachmentSubject:
+    """A store of attachments, as the kit sees it.
+
+    ``open`` and ``around`` are what they are for a ``Subject``, of an ``AttachmentStore`` and an ``AttachmentLab``; of
+    the powers, ``REOPENING`` and ``SHARED`` concern it. ``damage`` is a coroutine function that puts other bytes where
+    the store keeps some content, behind its back: it takes the lab, the id and those bytes.
+    """
+
+    open: Callable[[AttachmentLab], AbstractAsyncContextManager[AttachmentStore]]
+    powers: frozenset[Power] = frozenset()
+    around: Callable[[AttachmentLab], AbstractAsyncContextManager[object]] | None = None
+    damage: Callable[[AttachmentLab, str, bytes], Awaitable[object]] | None = None
 
 
 ALL_POWERS = frozenset(Power)

@@ -106,6 +106,9 @@ LAWS: dict[str, str] = {
 }
 """What each law says, in the order of the page."""
 
+ATTACHMENT_LAWS = ("A1", "A2", "A3", "A4", "A5")
+"""The laws that concern a store of attachments."""
+
 _NAMED = re.compile(r"test_([a-z]\d+)_")
 
 

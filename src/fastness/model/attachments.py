@@ -51,7 +51,7 @@ class AttachmentReclaimGrant(Value, frozen=True):
     lapses_at_epoch_ms: int
 
 
-AttachmentSource: TypeAlias = "bytes | bytearray | memoryview | Path | AsyncIterable[bytes]"
+AttachmentSource: TypeAlias = "bytes | bytearray | memoryview | Path | AsyncIterable[bytes | bytearray | memoryview]"
 """Where the bytes of an attachment come from: memory, a file by its path, or a stream, which is read once."""
 
 AttachmentPersistence: TypeAlias = Literal["inline", "durable"]

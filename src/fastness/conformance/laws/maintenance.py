@@ -1,8 +1,7 @@
-"""The laws of maintenance and of a session's life (M1 to M5)."""
+"""The laws of maintenance and of a session's life (M2 to M5)."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -22,7 +21,6 @@ from fastness.conformance.builders import (
     content_id,
     intent,
     lane,
-    loaded,
     node,
     node_ids,
     release,
@@ -49,7 +47,6 @@ from fastness.model import (
     AttachmentIntent,
     Child,
     FullGraph,
-    GcReport,
     PersistedSessionConfig,
     Root,
     RuntimePersistence,
@@ -57,105 +54,6 @@ from fastness.model import (
     SessionStoreCreateRequest,
     VacuumReport,
 )
-
-
-async def tools(store: RuntimePersistence) -> object:
-    """The tool state of the head's checkpoint."""
-    read = await loaded(store)
-    assert read.checkpoint is not None
-    return read.checkpoint.tool_state
-
-
-async def test_m1_superseded_checkpoints_are_collected_and_retained_ones_are_not(lab: Lab) -> None:
-    """Of two checkpoints of one session and one of another, only the superseded one goes, once."""
-    store = await lab.store()
-    other = await lab.store("other")
-    await turn(store, checkpoint=checkpoint(1, tool_state=b"old", plugin_snapshot=b"kept"))
-    await turn(store, checkpoint=checkpoint(2, tool_state=b"new", plugin_snapshot=b"kept"))
-    await turn(other, session_id="other", checkpoint=checkpoint(2, tool_state=b"theirs"))
-    before = await lab.execute_raw("select sum(length(body)) from blob")
-    report = await store.gc_unreachable()
-    after = await lab.execute_raw("select sum(length(body)) from blob")
-    # What is left: two manifests, the new tools, the shared plugins, the other session's tools.
-    assert report == GcReport(2, 5, 2, before[0][0] - after[0][0])
-    again = await lab.reopen()
-    assert await again.gc_unreachable() == GcReport(2, 5, 0, 0)
-    assert await tools(again) == b"new"
-    await lab.assert_sound()
-
-
-async def test_m1_the_checkpoints_of_the_last_revisions_can_be_kept(lab: Lab) -> None:
-    """With three revisions kept, only what all of them do without is collected."""
-    store = await lab.store()
-    for at in range(1, 6):
-        await turn(store, checkpoint=checkpoint(at, tool_state=b"tools %d" % at))
-    reports = [await store.gc_unreachable(keep_revisions=keep) for keep in (9, 5, 3, 3, 1)]
-    deleted = [report.deleted_blob_count for report in reports]
-    assert deleted == [0, 0, 4, 0, 4]
-    assert await tools(await lab.reopen()) == b"tools 5"
-
-
-async def test_m1_a_frame_keeps_the_checkpoint_that_it_started_from(lab: Lab) -> None:
-    """A checkpoint that a frame names is a root, however old it is."""
-    store = await lab.store()
-    first = await turn(store, checkpoint=checkpoint(1, tool_state=b"old"))
-    frame = AgentFrameRecord("f1", WHEN, checkpoint_ref=first.checkpoint_ref)
-    await turn(store, agent_frames=(frame,), current_agent_frame_id="f1", checkpoint=checkpoint(2, tool_state=b"new"))
-    await turn(store, checkpoint=checkpoint(3, tool_state=b"newer"))
-    assert (await store.gc_unreachable()).deleted_blob_count == 2
-    left = await lab.execute_raw("select count(*) from blob where body in ($1, $2, $3)", b"old", b"new", b"newer")
-    assert left == [(2,)]
-    await lab.assert_sound()
-
-
-async def test_m1_content_that_comes_back_is_kept(lab: Lab) -> None:
-    """A checkpoint part that was dropped and is used again by a later commit survives the collection."""
-    store = await lab.store()
-    for at, part in enumerate((b"x", b"y", b"x")):
-        await turn(store, checkpoint=checkpoint(at, tool_state=part))
-    await store.gc_unreachable()
-    assert await tools(await lab.reopen()) == b"x"
-
-
-@pytest.mark.parametrize("damage", ["garbage", "unknown version", "missing"])
-async def test_m1_a_root_that_cannot_be_read_aborts_the_collection(lab: Lab, damage: str) -> None:
-    """A damaged or missing checkpoint deletes nothing, of no session: the sweep raises (M5)."""
-    store = await lab.store()
-    result = await turn(store, checkpoint=checkpoint(1, tool_state=b"old"))
-    await turn(store, checkpoint=checkpoint(2, tool_state=b"new"))
-    result = await turn(store, checkpoint=checkpoint(3, tool_state=b"newest"))
-    assert result.checkpoint_ref is not None
-    ref = result.checkpoint_ref.sha256
-    if damage == "missing":
-        await lab.execute_raw("update head set checkpoint_ref = $1", "0" * 64)
-    else:
-        body = b'{"v":99,"turn_state":{}}' if damage == "unknown version" else b"garbage"
-        await lab.execute_raw("update blob set body = $1 where ref = $2", body, ref)
-    async with lab.unchanged():
-        with pytest.raises(StoreError):
-            await store.gc_unreachable()
-    report = await lab.check()
-    assert report.findings != ()
-
-
-async def test_m1_collections_beside_commits_never_take_what_is_needed(lab: Lab) -> None:
-    """While commits and collections run at the same time, every head's checkpoint stays readable."""
-    store = await lab.store()
-
-    async def commits() -> None:
-        """Replace the checkpoint again and again."""
-        for at in range(30):
-            await turn(store, checkpoint=checkpoint(at, tool_state=b"part %d" % (at % 3)))
-            assert await tools(store) == b"part %d" % (at % 3)
-
-    async def sweeps() -> None:
-        """Collect again and again."""
-        for _ in range(30):
-            await store.gc_unreachable()
-
-    await asyncio.gather(commits(), sweeps())
-    assert await tools(await lab.reopen()) == b"part 2"
-    await lab.assert_sound()
 
 
 async def evidence(lab: Lab) -> RuntimePersistence:
