@@ -147,6 +147,7 @@ STORE: dict[str, Operation] = {
     "list_uncommitted": lambda at: at.store.list_uncommitted(START_MS),
     "begin_reclaim": lambda at: at.store.begin_reclaim([content_id("a")], older_than_epoch_ms=START_MS),
     "finish_reclaim": lambda at: at.store.finish_reclaim(at.grant),
+    "find_attachment": lambda at: at.store.find_attachment("s", content_id("a")),
     "list_attachments": lambda at: at.store.list_attachments(session_id="s"),
     "list_reclaimable": lambda at: at.store.list_reclaimable([content_id("c")], older_than_epoch_ms=START_MS),
     "release_unnamed": lambda at: at.store.release_unnamed([content_id("nobody's")]),
@@ -206,7 +207,7 @@ IN_PARTS = {"gc_unreachable"}
 CHANGE_NOTHING = {
     name
     for name in OPERATIONS
-    if name.startswith(("load_", "list_", "get_", "holds_", "open_", "renew_turn", "renew_queued"))
+    if name.startswith(("load_", "list_", "find_", "get_", "holds_", "open_", "renew_turn", "renew_queued"))
 }
 
 

@@ -23,6 +23,7 @@ from fastness.engines.sqlite import BatchHook, SqliteEngine, check_path, holds_b
 from fastness.environments import EngineProcessExecutionEnvStore
 from fastness.errors import DatabaseDamagedError, DatabaseOpenError, InvalidInputError
 from fastness.liveness import is_dead as process_is_dead
+from fastness.manifest import EngineAttachmentManifest, StoreOptions
 from fastness.model import (
     CheckFinding,
     CheckReport,
@@ -36,7 +37,7 @@ from fastness.model import (
 )
 from fastness.ops import check, directory, maintenance
 from fastness.ops.check import SessionCheck
-from fastness.store import SessionStore, StoreOptions, collect
+from fastness.store import SessionStore, collect
 
 if TYPE_CHECKING:
     from psycopg_pool import AsyncConnectionPool
@@ -140,6 +141,11 @@ class EngineSessionStoreFactory:
     async def migrate(self) -> None:
         """Open the database, which creates or migrates it where needed. Every other call does that by itself."""
         await self.engine.read(lambda: directory.sid_of(""))
+
+    @property
+    def attachment_manifest(self) -> EngineAttachmentManifest:
+        """The attachment manifest of the whole database, for sweeps and listings."""
+        return EngineAttachmentManifest(self.engine, self._options)
 
     @property
     def process_execution_envs(self) -> EngineProcessExecutionEnvStore:

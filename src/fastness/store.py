@@ -6,23 +6,15 @@ draws the random tokens, checks what comes from outside, and holds no rule and n
 
 from __future__ import annotations
 
-import asyncio
-import random
-import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-
-import msgspec
 
 from fastness.decide import limits
 from fastness.decide.commit_input import prepare
 from fastness.engines.engine import Engine
-from fastness.errors import ContendedError, LeaseExpiredError, SessionBindingMismatchError
-from fastness.liveness import is_dead
+from fastness.errors import LeaseExpiredError, SessionBindingMismatchError
+from fastness.manifest import EngineAttachmentManifest, StoreOptions, random_token
 from fastness.model import (
-    AttachmentIntent,
-    AttachmentManifestEntry,
-    AttachmentReclaimGrant,
     CheckpointKind,
     DurabilityTier,
     GcReport,
@@ -52,39 +44,20 @@ from fastness.model import (
     TurnInputClaim,
     VacuumReport,
 )
-from fastness.ops import directory, lane, load, maintenance, manifest, queued_work, turn_input
+from fastness.ops import directory, lane, load, maintenance, queued_work, turn_input
 from fastness.ops.commit import commit as settle
 from fastness.ops.hint import Hint
 from fastness.ops.lane import Target
 
-_INTENT_POLL_S = 0.05
 
-
-class StoreOptions(msgspec.Struct, frozen=True):
-    """How a store behaves where the host has a say.
-
-    ``commit_budget_bytes`` bounds what one call may write. ``is_dead`` proves that a process is gone (law L6).
-    ``intent_wait_ms`` bounds the wait of an intent for a sweep that has marked its content (law A4).
-    """
-
-    commit_budget_bytes: int = limits.DEFAULT_COMMIT_BUDGET_BYTES
-    is_dead: Callable[[LocalProcess], bool] = is_dead
-    intent_wait_ms: int = 70_000
-
-
-def _token() -> str:
-    return secrets.token_hex(16)
-
-
-class SessionStore:
+class SessionStore(EngineAttachmentManifest):
     """All five capabilities (``RuntimePersistence``) for one session of one database."""
 
     def __init__(self, engine: Engine, session_id: str, sid: int | None = None, options: StoreOptions | None = None):
+        super().__init__(engine, options)
         self.session_id = limits.check_id("session_id", session_id)
         self.durability_tier: DurabilityTier = engine.durability_tier
-        self._engine = engine
         self._sid = sid
-        self._options = options or StoreOptions()
         self._hint: Hint | None = None
 
     def __repr__(self) -> str:
@@ -97,9 +70,7 @@ class SessionStore:
         return Target(self.session_id, self._sid)
 
     async def _target(self, session_id: str) -> Target:
-        if session_id == self.session_id:
-            return await self._bound()
-        return Target(limits.check_id("session_id", session_id))
+        return await self._bound() if session_id == self.session_id else await super()._target(session_id)
 
     # --- the settled state ---
 
@@ -147,7 +118,7 @@ class SessionStore:
             if commit.session_id != self.session_id:
                 raise SessionBindingMismatchError(self.session_id, commit.session_id)
             raise LeaseExpiredError(self.session_id, None, "unknown")
-        minted = tuple(_token() for _ in commit.outbox)
+        minted = tuple(random_token() for _ in commit.outbox)
         knows = self._engine.decides_ahead
         settled = await self._engine.write(lambda: settle(target, given, minted, self._hint, knows=knows))
         self._hint = settled.hint
@@ -161,7 +132,7 @@ class SessionStore:
         """Claim the lane of a session (laws L1 to L3)."""
         limits.check_owner(owner)
         limits.check_ttl(lease_ttl_ms)
-        target, token = await self._target(session_id), _token()
+        target, token = await self._target(session_id), random_token()
         return await self._engine.write(lambda: lane.claim(target, owner, token, lease_ttl_ms))
 
     async def reclaim_session_execution_lease(
@@ -175,7 +146,7 @@ class SessionStore:
         limits.check_owner(owner)
         limits.check_ttl(lease_ttl_ms)
         limits.check_fence(observed_holder)
-        target, token = await self._target(session_id), _token()
+        target, token = await self._target(session_id), random_token()
         holder = await self.observe_session_execution_lease(session_id)
         dead = None
         # Death is probed outside the transaction; inside, it counts only for the very process that was probed.
@@ -209,7 +180,7 @@ class SessionStore:
         """Keep what a user said until a turn consumes it (law I1)."""
         limits.check_input_draft(draft)
         limits.check_size(draft, self._options.commit_budget_bytes)
-        target, minted = await self._target(draft.session_id), _token()
+        target, minted = await self._target(draft.session_id), random_token()
         return await self._engine.write(lambda: turn_input.enqueue(target, draft, minted))
 
     async def list_pending_turn_inputs(self, session_id: str) -> list[PendingTurnInput]:
@@ -253,7 +224,7 @@ class SessionStore:
         limits.check_id("turn_id", turn_id)
         limits.check_checkpoint("checkpoint", checkpoint)
         limits.check_positive("max_inputs", max_inputs)
-        target, claim_id = await self._target(session_id), _token()
+        target, claim_id = await self._target(session_id), random_token()
         return await self._engine.write(
             lambda: turn_input.claim_active(target, fence, turn_id, checkpoint, max_inputs, claim_id)
         )
@@ -264,7 +235,7 @@ class SessionStore:
         """Claim input for the next turn, between turns (laws K, I3, I4)."""
         limits.check_fence(fence)
         limits.check_positive("max_inputs", max_inputs)
-        target, claim_id = await self._target(session_id), _token()
+        target, claim_id = await self._target(session_id), random_token()
         return await self._engine.write(lambda: turn_input.claim_next(target, fence, max_inputs, claim_id))
 
     async def renew_turn_input_claim(self, claim: TurnInputClaim) -> TurnInputClaim:
@@ -285,7 +256,7 @@ class SessionStore:
         """Keep work until the session does it (laws W1, W6)."""
         limits.check_batch_draft(draft)
         limits.check_size(draft, self._options.commit_budget_bytes)
-        target, minted = await self._target(draft.session_id), _token()
+        target, minted = await self._target(draft.session_id), random_token()
         return await self._engine.write(lambda: queued_work.enqueue(target, draft, minted))
 
     async def claim_leading_ready_session_command(
@@ -293,7 +264,7 @@ class SessionStore:
     ) -> QueuedWorkClaim | None:
         """Claim the command at the head of the ready queue, if a command is there (law W2)."""
         limits.check_fence(fence)
-        target, claim_id = await self._target(session_id), _token()
+        target, claim_id = await self._target(session_id), random_token()
         return await self._engine.write(lambda: queued_work.claim_command(target, fence, claim_id))
 
     async def claim_ready_queued_work(
@@ -308,7 +279,7 @@ class SessionStore:
         limits.check_fence(fence)
         limits.check_claim_boundary(boundary)
         limits.check_positive("max_batches", max_batches)
-        target, claim_id = await self._target(session_id), _token()
+        target, claim_id = await self._target(session_id), random_token()
         return await self._engine.write(lambda: queued_work.claim_ready(target, fence, boundary, max_batches, claim_id))
 
     async def claim_ready_queued_work_by_batch_ids(
@@ -323,7 +294,7 @@ class SessionStore:
         limits.check_fence(fence)
         limits.check_claim_boundary(boundary)
         ids = limits.check_ids("batch_ids", batch_ids)
-        target, claim_id = await self._target(session_id), _token()
+        target, claim_id = await self._target(session_id), random_token()
         return await self._engine.write(lambda: queued_work.claim_exact(target, fence, boundary, ids, claim_id))
 
     async def renew_queued_work_claim(self, claim: QueuedWorkClaim) -> QueuedWorkClaim:
@@ -353,89 +324,6 @@ class SessionStore:
         """List all work that is not settled and not held."""
         target = await self._target(session_id)
         return await self._engine.read(lambda: queued_work.list_pending(target))
-
-    # --- the attachment manifest ---
-
-    async def record_intent(self, intent: AttachmentIntent) -> None:
-        """Record that bytes are about to be put; waits while a sweep is at the same content (law A4)."""
-        limits.check_type("intent", intent, AttachmentIntent)
-        limits.check_attachment_ref("intent.reference", intent.reference)
-        limits.check_size(intent, self._options.commit_budget_bytes)
-        target = await self._target(intent.session_id)
-        loop = asyncio.get_running_loop()
-        started = loop.time()
-        while await self._engine.write(lambda: manifest.record_intent(target, intent)):
-            waited_ms = int((loop.time() - started) * 1000)
-            if waited_ms >= self._options.intent_wait_ms:
-                raise ContendedError("a sweep still has this attachment marked", waited_ms)
-            await asyncio.sleep(_INTENT_POLL_S * (0.5 + random.random()))  # noqa: S311 - jitter
-
-    async def commit_refs(self, session_id: str, attachment_ids: Sequence[str]) -> None:
-        """Stamp intents outside of a turn; commits stamp by themselves."""
-        ids = limits.check_ids("attachment_ids", attachment_ids)
-        target = await self._target(session_id)
-        await self._engine.write(lambda: manifest.commit_refs(target, ids))
-
-    async def holds_ref(self, session_id: str, attachment_id: str) -> bool:
-        """Whether the session's own manifest holds the content (law A3)."""
-        limits.check_id("attachment_id", attachment_id)
-        target = await self._target(session_id)
-        return await self._engine.read(lambda: manifest.holds_ref(target, attachment_id))
-
-    async def list_uncommitted(
-        self, older_than_epoch_ms: int, *, after: AttachmentManifestEntry | None = None, limit: int | None = None
-    ) -> list[AttachmentManifestEntry]:
-        """List intents and releases of the whole database up to a time, inclusive, oldest first.
-
-        With ``limit``, a page of so many, from behind the entry ``after``.
-        """
-        limits.check_int63("older_than_epoch_ms", older_than_epoch_ms)
-        limits.check_manifest_page(after, limit)
-        most = limits.MAX_INT if limit is None else limit
-        return await self._engine.read(lambda: manifest.list_uncommitted(older_than_epoch_ms, after, most))
-
-    async def list_attachments(
-        self, *, session_id: str | None = None, after: AttachmentManifestEntry | None = None, limit: int = 1000
-    ) -> list[AttachmentManifestEntry]:
-        """List what one session holds, or all of them: a page, by content and then by session, from behind ``after``.
-
-        Of an entry, ``reference`` is what the first intent said that was recorded for it.
-        """
-        limits.check_optional_id("session_id", session_id)
-        limits.check_manifest_page(after, limit)
-        return await self._engine.read(lambda: manifest.list_attachments(session_id, after, limit))
-
-    async def list_reclaimable(self, attachment_ids: Sequence[str], *, older_than_epoch_ms: int) -> tuple[str, ...]:
-        """Say which of these ``begin_reclaim`` would grant now. Nothing is marked."""
-        limits.check_int63("older_than_epoch_ms", older_than_epoch_ms)
-        ids = limits.check_ids("attachment_ids", attachment_ids)
-        return await self._engine.read(lambda: manifest.list_reclaimable(ids, older_than_epoch_ms))
-
-    async def begin_reclaim(
-        self, attachment_ids: Sequence[str], *, older_than_epoch_ms: int, mark_ttl_ms: int = 60_000
-    ) -> AttachmentReclaimGrant:
-        """Mark content that nobody needs; its bytes may be deleted until the mark lapses (law A4)."""
-        limits.check_int63("older_than_epoch_ms", older_than_epoch_ms)
-        limits.check_ttl(mark_ttl_ms)
-        ids = limits.check_ids("attachment_ids", attachment_ids)
-        sweep_id = _token()
-        return await self._engine.write(lambda: manifest.begin_reclaim(ids, older_than_epoch_ms, mark_ttl_ms, sweep_id))
-
-    async def finish_reclaim(self, grant: AttachmentReclaimGrant) -> int:
-        """Forget what was swept. Gives how many contents the sweep still had marked."""
-        limits.check_grant(grant)
-        return await self._engine.write(lambda: manifest.finish_reclaim(grant))
-
-    async def release_unnamed(self, attachment_ids: Sequence[str]) -> int:
-        """Have later sweeps take content that nothing in this database names. Gives how many contents that are."""
-        ids = limits.check_attachment_ids("attachment_ids", attachment_ids)
-        return await self._engine.write(lambda: manifest.release_unnamed(ids))
-
-    async def forget(self, session_id: str, attachment_id: str) -> None:
-        """Let go of content; the next sweep takes its bytes if nobody else holds them."""
-        limits.check_id("attachment_id", attachment_id)
-        target = await self._target(session_id)
-        await self._engine.write(lambda: manifest.forget(target, attachment_id))
 
     # --- maintenance ---
 

@@ -75,6 +75,7 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     """A shell in an empty directory that holds ``talks.json``."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("FASTNESS_DATABASE", raising=False)
+    monkeypatch.delenv("FASTNESS_ATTACHMENTS", raising=False)
     (tmp_path / "talks.json").write_text(json.dumps(RECORDS, indent=1))
     return Shell(tmp_path, capsys)
 
@@ -215,15 +216,17 @@ def test_check_counts_what_it_verified_and_its_status_tells_faults(filled: Shell
 
 def test_maintain_is_a_dry_run_until_it_is_told_to_apply(filled: Shell) -> None:
     """The dry run changes nothing and says what the real one then does."""
+    not_swept = "attachments: not looked at; --attachments names their store\n"
     would = "would remove 0 tombstoned nodes, 2 settled inputs, 0 settled batches, 0 blobs (0 bytes); --apply does it\n"
-    assert filled.done("maintain") == would
-    assert filled.done("maintain") == would
-    assert filled.done("maintain", "--receipts").endswith(", 3 receipts; --apply does it\n")
+    assert filled.done("maintain") == would + not_swept
+    assert filled.done("maintain") == would + not_swept
+    assert filled.done("maintain", "--receipts").endswith(f", 3 receipts; --apply does it\n{not_swept}")
     assert filled.done("maintain", "--apply") == (
-        "removed 0 tombstoned nodes, 2 settled inputs, 0 settled batches, 0 receipts, 0 blobs (0 bytes)\n"
+        f"removed 0 tombstoned nodes, 2 settled inputs, 0 settled batches, 0 receipts, 0 blobs (0 bytes)\n{not_swept}"
     )
     report = json.loads(filled.done("maintain", "--apply", "--receipts", "--json"))
     assert report["vacuum"]["removed_receipt_count"] == 3
+    assert report["attachments"] is None
     filled.done("check")
 
 

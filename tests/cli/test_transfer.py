@@ -63,6 +63,7 @@ def test_backup_and_restore_bring_everything_back(filled: Shell) -> None:
         "node_count": 0,
         "blob_count": 0,
         "release_count": 0,
+        "environment_count": 0,
         "conflicting": [],
     }
 

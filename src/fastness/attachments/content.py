@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 import os
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
 from contextlib import aclosing
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from fastness.errors import AttachmentDamagedError, InvalidInputError
 from fastness.model.attachments import AttachmentSource
@@ -25,6 +26,8 @@ SMALL_BYTES = 64 * 1024
 
 DEFAULT_MAX_BYTES = 5 * 1024**3
 """The largest attachment that is taken, unless the application says otherwise: 5 GiB."""
+
+T = TypeVar("T")
 
 Block: TypeAlias = "bytes | bytearray | memoryview"
 
@@ -45,7 +48,7 @@ async def blocks(source: AttachmentSource, max_bytes: int) -> AsyncGenerator[Blo
     if isinstance(source, bytes | bytearray | memoryview):
         found = _of_memory(source)
     elif isinstance(source, os.PathLike):
-        found = _of_file(Path(source))
+        found = _of_file(_path(source))
     elif isinstance(source, AsyncIterable):
         found = _of_stream(source)
     else:
@@ -61,10 +64,24 @@ async def blocks(source: AttachmentSource, max_bytes: int) -> AsyncGenerator[Blo
             yield block
 
 
+def _path(source: os.PathLike[str]) -> Path:
+    try:
+        return Path(source)
+    except TypeError:
+        raise InvalidInputError("source", "must be a path of text") from None
+
+
 async def _of_memory(content: Block) -> AsyncGenerator[Block, None]:
-    view = memoryview(content).cast("B")
+    view = _bytes_of(content)
     for at in range(0, len(view), BLOCK_BYTES):
         yield view[at : at + BLOCK_BYTES]
+
+
+def _bytes_of(content: Block) -> memoryview:
+    try:
+        return memoryview(content).cast("B")
+    except TypeError:
+        raise InvalidInputError("source", "must be contiguous memory") from None
 
 
 async def _of_file(path: Path) -> AsyncGenerator[Block, None]:
@@ -72,9 +89,9 @@ async def _of_file(path: Path) -> AsyncGenerator[Block, None]:
         # Where a pipe or a device is named, opening it could wait for ever.
         if not await asyncio.to_thread(path.is_file):
             raise InvalidInputError("source", f"names no regular file that can be read: {str(path)!r}")
-        file = await asyncio.to_thread(path.open, "rb", buffering=0)
+        file = await in_thread(io.FileIO, path)
         try:
-            while block := await asyncio.to_thread(file.read, BLOCK_BYTES):
+            while block := await in_thread(file.read, BLOCK_BYTES):
                 yield block
         finally:
             file.close()
@@ -83,19 +100,48 @@ async def _of_file(path: Path) -> AsyncGenerator[Block, None]:
         raise InvalidInputError("source", f"cannot be read: {str(path)!r}: {said}") from None
 
 
-async def _of_stream(stream: AsyncIterable[bytes]) -> AsyncGenerator[Block, None]:
+async def _of_stream(stream: AsyncIterable[Block]) -> AsyncGenerator[Block, None]:
     """Gather what comes in small pieces, and cut what comes in large ones."""
     gathered = bytearray()
     async for piece in stream:
         if not isinstance(piece, bytes | bytearray | memoryview):
             raise InvalidInputError("source", f"must be a stream of bytes, and gave {type(piece).__name__}")
-        for at in range(0, len(piece), BLOCK_BYTES):
-            gathered += piece[at : at + BLOCK_BYTES]
+        view = _bytes_of(piece)
+        for at in range(0, len(view), BLOCK_BYTES):
+            gathered += view[at : at + BLOCK_BYTES]
             if len(gathered) >= BLOCK_BYTES:
                 yield bytes(gathered[:BLOCK_BYTES])
                 del gathered[:BLOCK_BYTES]
     if gathered:
         yield gathered
+
+
+class Step(asyncio.Future[T]):
+    """What a thread does, and cannot be stopped from: who awaits it and is cancelled hears of that when it is done.
+
+    So nothing is closed or removed while a thread still works on it.
+    """
+
+    def cancel(self, msg: object = None) -> bool:
+        """Refuse. The task that waits is then cancelled when this is done."""
+        return False
+
+
+def in_thread(step: Callable[..., T], *arguments: object) -> Step[T]:
+    """Do something in a thread, from now on."""
+    loop = asyncio.get_running_loop()
+    done: Step[T] = Step(loop=loop)
+
+    def run() -> None:
+        try:
+            result = step(*arguments)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is raised where this is awaited
+            loop.call_soon_threadsafe(done.set_exception, error)
+        else:
+            loop.call_soon_threadsafe(done.set_result, result)
+
+    loop.run_in_executor(None, run)
+    return done
 
 
 class Digest:

@@ -24,7 +24,7 @@ from contextlib import aclosing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import Any
 
 from fastness.attachments.content import (
     BLOCK_BYTES,
@@ -32,9 +32,12 @@ from fastness.attachments.content import (
     SMALL_BYTES,
     Block,
     Digest,
+    Step,
     blocks,
     check_max_bytes,
     check_part,
+    in_thread,
+    require_id,
     verified,
 )
 from fastness.decide import limits
@@ -43,8 +46,6 @@ from fastness.model.attachments import AttachmentPersistence, AttachmentSource
 
 # Where puts write until they are done. It is made last of all directories: where it is, the others are durable.
 INCOMING = "incoming"
-
-T = TypeVar("T")
 
 _SHARDS = tuple(f"{number:02x}" for number in range(256))
 _CONTENT_NAME = re.compile(r"[0-9a-f]{64}")
@@ -95,7 +96,7 @@ class FileAttachmentStore:
         if isinstance(source, bytes | bytearray | memoryview) and memoryview(source).nbytes <= BLOCK_BYTES:
             whole = bytes(source)
         if whole is not None:
-            name = await _in_thread(self._folder.put_whole, whole, expected, self._max_bytes)
+            name = await in_thread(self._folder.put_whole, whole, expected, self._max_bytes)
             if name is not None:
                 return name
         # A stream can be read only once, so that it is written before anybody knows whether it had to be.
@@ -105,20 +106,20 @@ class FileAttachmentStore:
 
     async def _put_blocks(self, source: AttachmentSource, expected: str | None) -> str:
         """Write and hash one block, each in a thread, while the next one is fetched."""
-        incoming, digest = _Incoming(self._folder), _Digest()
-        steps: list[_Step[Any]] = [_in_thread(incoming.create)]
+        incoming, digest = _Incoming(self._folder), hashlib.sha256()
+        steps: list[Step[Any]] = [in_thread(incoming.create)]
         try:
             async with aclosing(blocks(source, self._max_bytes)) as pieces:
                 async for piece in pieces:
                     block = _frozen(piece)
                     for step in steps:
                         await step
-                    steps = [_in_thread(incoming.write, block), _in_thread(digest.take, block)]
+                    steps = [in_thread(incoming.write, block), in_thread(digest.update, block)]
             for step in steps:
                 await step
-            name = digest.require(expected)
+            name = require_id(digest.hexdigest(), expected)
             for last in (incoming.sync, partial(incoming.publish, name)):
-                steps = [_in_thread(last)]
+                steps = [in_thread(last)]
                 await steps[0]
         finally:
             await _leave(incoming, steps)
@@ -158,12 +159,12 @@ class FileAttachmentStore:
                 yield block
 
     async def _read_blocks(self, name: str, start: int, end: int | None) -> AsyncGenerator[bytes, None]:
-        opening = _in_thread(self._folder.open, name)
+        opening = in_thread(self._folder.open, name)
         try:
             file = await opening
             at, stop = start, _stop(file, end)
             with self._folder.telling("read content"):
-                while at < stop and (block := await _in_thread(os.pread, file, min(BLOCK_BYTES, stop - at), at)):
+                while at < stop and (block := await in_thread(os.pread, file, min(BLOCK_BYTES, stop - at), at)):
                     at += len(block)
                     yield block
         finally:
@@ -178,12 +179,12 @@ class FileAttachmentStore:
     async def delete(self, attachment_id: str) -> int:
         """Remove content for good, and give how many bytes that freed: 0 where there is none."""
         name = limits.check_attachment_id("attachment_id", attachment_id)
-        return await _in_thread(self._folder.delete, name)
+        return await in_thread(self._folder.delete, name)
 
     async def discard_unfinished(self, older_than_epoch_ms: int) -> int:
         """Remove what puts of dead processes left, untouched since then. Gives how many bytes that freed."""
         limits.check_int63("older_than_epoch_ms", older_than_epoch_ms)
-        return await _in_thread(self._folder.discard_unfinished, older_than_epoch_ms)
+        return await in_thread(self._folder.discard_unfinished, older_than_epoch_ms)
 
     async def list(self, *, after: str = "", limit: int = 1000) -> Sequence[str]:
         """Give a page of ids, in their order, from behind ``after``."""
@@ -228,18 +229,18 @@ class _Folder:
         content = _read_whole(source) if isinstance(source, Path) else source
         if content is None or len(content) > max_bytes:
             return None
-        digest = _Digest()
+        digest = hashlib.sha256()
         if expected is not None and self.keeps(expected):
-            digest.take(content)
-            return digest.require(expected)
+            digest.update(content)
+            return require_id(digest.hexdigest(), expected)
         incoming = _Incoming(self)
         try:
             incoming.create()
-            hashed = digest.begin(content)
+            hashed = _begin(digest, content)
             incoming.write(content)
             incoming.sync()
             hashed()
-            name = digest.require(expected)
+            name = require_id(digest.hexdigest(), expected)
             incoming.publish(name)
             return name
         finally:
@@ -383,27 +384,23 @@ class _Incoming:
             os.close(descriptor)
 
 
-class _Digest(Digest):
-    """A hash that is taken by whichever thread."""
+def _begin(digest: hashlib._Hash, content: bytes) -> Callable[[], None]:
+    """Begin to hash, in a thread of its own if that is worth it. What is given waits for the end of that."""
+    if len(content) <= SMALL_BYTES:
+        digest.update(content)
+        return lambda: None
+    done = SimpleQueue[None]()
 
-    def take(self, block: Block) -> int:
-        """Take in a block, in this thread, and give the size of all that was taken in."""
-        self._hash.update(block)
-        self.size += len(block)
-        return self.size
+    def run() -> None:
+        digest.update(content)
+        done.put(None)
 
-    def begin(self, content: bytes) -> Callable[[], object]:
-        """Begin to take it in, in a thread of its own if that is worth it. What is given waits for the end of that."""
-        if len(content) <= SMALL_BYTES:
-            self.take(content)
-            return lambda: None
-        # No threading.Thread: whoever starts one sleeps until it runs, which is a good part of a put of 1 MB.
-        taken = SimpleQueue[int]()
-        _thread.start_new_thread(lambda: taken.put(self.take(content)), ())
-        return taken.get
+    # No threading.Thread: whoever starts one sleeps until it runs, which is a good part of a put of 1 MB.
+    _thread.start_new_thread(run, ())
+    return done.get
 
 
-async def _leave(incoming: _Incoming, steps: list[_Step[Any]]) -> None:
+async def _leave(incoming: _Incoming, steps: list[Step[Any]]) -> None:
     """Leave nothing of a put that did not come to its end."""
     try:
         # A thread that still writes would write to a descriptor that was closed, and maybe given to somebody else.
@@ -411,32 +408,7 @@ async def _leave(incoming: _Incoming, steps: list[_Step[Any]]) -> None:
             with suppress(Exception):  # it is being raised, or comes second to what is
                 await step
     finally:
-        await _in_thread(incoming.discard)
-
-
-class _Step(asyncio.Future[T]):
-    """What a thread does, and cannot be stopped from: who awaits it and is cancelled hears of that when it is done."""
-
-    def cancel(self, msg: object = None) -> bool:
-        """Refuse. The task that waits is then cancelled when this is done."""
-        return False
-
-
-def _in_thread(step: Callable[..., T], *arguments: object) -> _Step[T]:
-    """Do something in a thread, from now on."""
-    loop = asyncio.get_running_loop()
-    done: _Step[T] = _Step(loop=loop)
-
-    def run() -> None:
-        try:
-            result = step(*arguments)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is raised where this is awaited
-            loop.call_soon_threadsafe(done.set_exception, error)
-        else:
-            loop.call_soon_threadsafe(done.set_result, result)
-
-    loop.run_in_executor(None, run)
-    return done
+        await in_thread(incoming.discard)
 
 
 def _frozen(block: Block) -> bytes | memoryview:

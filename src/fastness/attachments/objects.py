@@ -8,6 +8,7 @@ is an error. It knows no session, and nothing of how the services are spoken to:
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
@@ -52,7 +53,7 @@ FARTHEST = 2**62
 """Beyond any object: a part that begins here is empty, and one that ends here is open."""
 
 _SCHEMES = ("s3", "gs", "az", "file", "memory")
-_LOCAL = frozenset({"file", "memory"})
+_ENVIRONMENT = {"s3": "AWS", "gs": "GOOGLE", "az": "AZURE"}
 
 Ids: TypeAlias = "list[str]"
 _T = TypeVar("_T")
@@ -129,8 +130,8 @@ class ObjectAttachmentStore:
         scheme = urlsplit(url).scheme if isinstance(url, str) else ""
         if scheme not in _SCHEMES:
             raise InvalidInputError("url", f"must begin with one of {', '.join(s + '://' for s in _SCHEMES)}")
-        if scheme not in _LOCAL:
-            config = bounded(config, patience_ms)
+        if scheme in _ENVIRONMENT:
+            config = bounded(config | {"client_options": _client_options(scheme, config)}, patience_ms)
         store = _opened(url, config)
         return cls(store, max_bytes=max_bytes, patience_ms=patience_ms, spool_directory=spool_directory)
 
@@ -451,6 +452,13 @@ def _checked_prefix(prefix: str) -> str:
     if any(part in {"", ".", ".."} or not part.isprintable() for part in parts):
         raise InvalidInputError("prefix", "must be names with a slash between them, without '.', '..' or empty ones")
     return "/".join(parts) + "/"
+
+
+def _client_options(scheme: str, config: dict[str, Any]) -> dict[str, Any]:
+    """Give the options of the client. Where any are given, the library looks for none in the environment."""
+    names = {"allow_http": f"{_ENVIRONMENT[scheme]}_ALLOW_HTTP", "proxy_url": f"{_ENVIRONMENT[scheme]}_PROXY_URL"}
+    found = {option: os.environ[name] for option, name in names.items() if os.environ.get(name)}
+    return found | (config.get("client_options") or {})
 
 
 def _opened(url: str, config: dict[str, Any]) -> Any:

@@ -19,6 +19,7 @@ from fastness.model import (
     AttachmentIntent,
     AttachmentManifest,
     AttachmentManifestEntry,
+    AttachmentProof,
     AttachmentRef,
     AttachmentSource,
     AttachmentStore,
@@ -51,7 +52,7 @@ class SessionAttachmentStore:
         self._store = store
         self._max_bytes = check_max_bytes(max_bytes)
         self._spool_directory = spool_directory
-        self._pending: dict[str, None] = {}
+        self._pending: dict[str, AttachmentProof] = {}
 
     # --- writing ---
 
@@ -100,12 +101,15 @@ class SessionAttachmentStore:
     async def _under_intent(self, reference: AttachmentRef, have_bytes: Callable[[], Awaitable[None]]) -> None:
         """Record the intent, see to the bytes, and see that no sweep came in between: else start over."""
         intent = AttachmentIntent(self.session_id, reference)
+        attachment_id = reference.attachment_id
         started = asyncio.get_running_loop().time()
         for _ in range(_TRIES):
             await self._manifest.record_intent(intent)
+            before = await self._manifest.find_attachment(self.session_id, attachment_id)
             await have_bytes()
-            if await self._manifest.holds_ref(self.session_id, reference.attachment_id):
-                self._pending[reference.attachment_id] = None
+            after = await self._manifest.find_attachment(self.session_id, attachment_id)
+            if before is not None and after is not None and before.intent_id == after.intent_id:
+                self._pending[attachment_id] = after.proof()
                 return
         waited_ms = int((asyncio.get_running_loop().time() - started) * 1000)
         raise ContendedError("sweeps with too late a cut-off took the attachment again and again", waited_ms)
@@ -127,7 +131,17 @@ class SessionAttachmentStore:
         """Have a commit of this session refer to all that is pending; do it before ``with_turn_commit``."""
         named = set(commit.committed_attachment_ids)
         missing = [each for each in self._pending if each not in named]
-        return commit.with_committed_attachments(missing) if missing else commit
+        if not missing:
+            return commit
+        return commit.with_committed_attachments(missing, [self._pending[each] for each in missing])
+
+    async def commit_refs(self) -> None:
+        """Refer to all that is pending at once, outside of a turn. Raises ``AttachmentNotInManifestError``."""
+        pending = dict(self._pending)
+        if pending:
+            await self._manifest.commit_refs(self.session_id, tuple(pending), proofs=tuple(pending.values()))
+        for each in pending:
+            self._pending.pop(each, None)
 
     def settled(self, commit: RuntimeCommit) -> None:
         """Say that a commit has landed: what it refers to is no longer pending."""

@@ -46,7 +46,6 @@ from fastness.persistence import (
     AttachmentRef,
     AttachmentStore,
     SessionAttachmentStore,
-    SessionStore,
 )
 
 _FAULTY = 1
@@ -173,11 +172,6 @@ def verify(
         raise typer.Exit(_FAULTY)
 
 
-def manifest_of(factory: EngineSessionStoreFactory) -> AttachmentManifest:
-    """Give the manifest of a whole database: any handle has it, also one of a session that is not there."""
-    return SessionStore(factory.engine, "none")
-
-
 async def entries_of(manifest: AttachmentManifest, session_id: str | None) -> AsyncIterator[AttachmentManifestEntry]:
     """Go through what a session holds, or all of them, by content, a page in memory at a time."""
     last: AttachmentManifestEntry | None = None
@@ -188,7 +182,7 @@ async def entries_of(manifest: AttachmentManifest, session_id: str | None) -> As
 
 
 async def _manifest(factory: EngineSessionStoreFactory, session_id: str | None) -> AttachmentManifest:
-    return manifest_of(factory) if session_id is None else await open_session(factory, session_id)
+    return factory.attachment_manifest if session_id is None else await open_session(factory, session_id)
 
 
 async def _list(factory: EngineSessionStoreFactory, session_id: str | None, *, as_json: bool) -> None:
@@ -225,7 +219,7 @@ async def _put(
     source = _standard_input() if file == _STANDARD else Path(file)
     called = "stdin" if file == _STANDARD else Path(file).name
     reference = await held.put(source, name=called if name is None else name, media_type=media_type)
-    await session.commit_refs(session_id, held.pending)
+    await held.commit_refs()
     return reference
 
 
@@ -286,7 +280,11 @@ def _whole_file(path: Path, *, force: bool) -> Iterator[IO[bytes]]:
     _require_free(path, force=force)
     draft = path.with_name(f".fastness-{secrets.token_hex(8)}")
     try:
-        with draft.open("xb") as file:
+        try:
+            opened = draft.open("xb")
+        except OSError as error:
+            raise InvalidInputError(f"file {str(path)!r}", f"cannot be written: {error.strerror}") from None
+        with opened as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

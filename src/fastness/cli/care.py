@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 import typer
 
-from fastness.cli.attachments import entries_of, manifest_of
+from fastness.cli.attachments import entries_of
 from fastness.cli.screen import counted, one_line, out, out_json, progress_bar
 from fastness.cli.session import (
     AttachmentsOption,
@@ -22,6 +22,7 @@ from fastness.cli.session import (
     open_session,
     run,
 )
+from fastness.decide.limits import MAX_INT
 from fastness.errors import InvalidInputError, SessionDeletedError
 from fastness.factory import EngineSessionStoreFactory
 from fastness.model.base import Value
@@ -177,19 +178,25 @@ async def _store_of(factory: EngineSessionStoreFactory, sweep: Sweep) -> Attachm
 
     Raises ``InvalidInputError`` for a place that somebody named and that cannot be the one.
     """
-    place = sweep.place
+    place, manifest = sweep.place, factory.attachment_manifest
     if place.where is None:
         return None
     store = place.open()
     if place.is_absent():
+        # A place that nobody has put anything in yet is none until then.
+        is_right = place.is_named and not await _has_rows(manifest)
         wrong = "is no directory; name the one that is in use"
-    elif not await store.list(limit=1) and await _is_referred_to(manifest_of(factory)):
-        wrong = "holds no attachment, while sessions refer to some; name the place where they are"
     else:
-        return store
-    if place.is_named:
+        is_right = bool(await store.list(limit=1)) or not await _is_referred_to(manifest)
+        wrong = "holds no attachment, while sessions refer to some; name the place where they are"
+    if place.is_named and not is_right:
         raise InvalidInputError("the place named for attachments", wrong)  # a url may hold a secret
-    return None
+    return store if is_right else None
+
+
+async def _has_rows(manifest: AttachmentManifest) -> bool:
+    held = await manifest.list_attachments(limit=1)
+    return bool(held or await manifest.list_uncommitted(MAX_INT, limit=1))
 
 
 async def _is_referred_to(manifest: AttachmentManifest) -> bool:
@@ -202,7 +209,7 @@ async def _is_referred_to(manifest: AttachmentManifest) -> bool:
 async def _sweep(
     factory: EngineSessionStoreFactory, store: AttachmentStore, sweep: Sweep, *, dry_run: bool
 ) -> SweepReport:
-    manifest = manifest_of(factory)
+    manifest = factory.attachment_manifest
     unnamed = sweep.unnamed and not dry_run
     released = await release_unnamed_attachments(manifest, store) if unnamed else 0
     cut_off = int(time.time() * 1000) - sweep.older_than_ms

@@ -21,11 +21,13 @@ from fastness.decide.limits import (
     check_ids,
     check_input_draft,
     check_optional_id,
+    check_proofs,
     check_type,
     utf8_size,
 )
 from fastness.decide.packing import packed
 from fastness.errors import InvalidInputError
+from fastness.model.attachments import AttachmentProof
 from fastness.model.base import checked, checked_bodies, encode, sha256_hex
 from fastness.model.checkpoint import (
     BlobRef,
@@ -147,6 +149,7 @@ _LISTS: tuple[tuple[str, tuple[type, ...]], ...] = (
     ("completed_queue_claims", (QueuedWorkCompletion,)),
     ("completed_turn_input_claims", (TurnInputCompletion,)),
     ("committed_attachment_ids", (str,)),
+    ("attachment_proofs", (AttachmentProof,)),
     ("outbox", (OutboxInput, OutboxWork)),
 )
 
@@ -192,6 +195,7 @@ def _check_names(commit: RuntimeCommit) -> None:
     for work in commit.completed_queue_claims:
         check_claim_names(work.session_id, work.claim_id, work.fencing_token, work.batch_ids)
     check_ids("commit.committed_attachment_ids", commit.committed_attachment_ids)
+    check_proofs("commit.attachment_proofs", commit.attachment_proofs)
 
 
 def _check_graph(delta: Unchanged | Append | ReplaceFull) -> None:

@@ -16,7 +16,7 @@ import msgspec
 
 from fastness.decide.queued_work import class_of
 from fastness.errors import InvalidInputError
-from fastness.model.attachments import AttachmentManifestEntry, AttachmentReclaimGrant, AttachmentRef
+from fastness.model.attachments import AttachmentManifestEntry, AttachmentProof, AttachmentReclaimGrant, AttachmentRef
 from fastness.model.base import Value, encode
 from fastness.model.checkpoint import CheckpointKind
 from fastness.model.lease import (
@@ -278,6 +278,15 @@ def check_attachment_id(what: str, value: object) -> str:
 def check_attachment_ids(what: str, values: Sequence[str]) -> tuple[str, ...]:
     """Take several ids of content."""
     return tuple(check_attachment_id(what, value) for value in _series(what, values))
+
+
+def check_proofs(what: str, proofs: Sequence[AttachmentProof]) -> tuple[AttachmentProof, ...]:
+    """Take what says which intents bytes were put under."""
+    for proof in _series(what, proofs):
+        check_type(what, proof, AttachmentProof)
+        check_id(f"{what}.attachment_id", proof.attachment_id)
+        check_id(f"{what}.intent_id", proof.intent_id)
+    return tuple(proofs)
 
 
 def check_attachment_ref(what: str, reference: AttachmentRef) -> None:

@@ -33,7 +33,8 @@ class AttachmentIntent(Value, frozen=True):
 class AttachmentManifestEntry(Value, frozen=True):
     """A row of the manifest. ``released``: what a session let go of, or had when it was deleted.
 
-    ``session_id`` is empty for a release of content that no session had named.
+    ``session_id`` is empty for a release of content that no session had named. ``intent_id``, which only
+    ``find_attachment`` gives, names the intent that bytes are put under: another one comes only after a sweep.
     """
 
     session_id: str
@@ -41,6 +42,20 @@ class AttachmentManifestEntry(Value, frozen=True):
     state: Literal["intent", "committed", "released"]
     recorded_at_epoch_ms: int
     reference: AttachmentRef | None = None
+    intent_id: str = ""
+
+    def proof(self) -> AttachmentProof:
+        """Say which intent the bytes were put under."""
+        return AttachmentProof(self.attachment_id, self.intent_id)
+
+
+class AttachmentProof(Value, frozen=True):
+    """Says that bytes were put under an intent. A commit that shows it is refused once a sweep has taken that intent,
+    even if another intent for the same content has come since, whose bytes may not have.
+    """
+
+    attachment_id: str
+    intent_id: str
 
 
 class AttachmentReclaimGrant(Value, frozen=True):

@@ -8,6 +8,7 @@ from typing import TypeAlias
 import msgspec
 
 from fastness.errors import InvalidInputError
+from fastness.model.attachments import AttachmentProof
 from fastness.model.base import Record, Value
 from fastness.model.checkpoint import BlobRef, HydratedSessionCheckpoint, SessionCheckpoint, TokenLedgerEntry
 from fastness.model.graph import GraphCommitDelta, Unchanged
@@ -46,6 +47,7 @@ class RuntimeCommit(msgspec.Struct, frozen=True, omit_defaults=True):
 
     ``expected_head_revision`` is the revision the turn was built on, None for "there is no head yet" (law C5).
     ``config``, ``current_agent_frame_id`` and ``checkpoint`` stay as they are in the head where they are None.
+    ``attachment_proofs``, where they are given, tie references to the very intents that their bytes were put under.
     ``agent_frames`` are the frames added or changed. ``graph`` defaults to no change of a session without nodes.
     """
 
@@ -65,6 +67,7 @@ class RuntimeCommit(msgspec.Struct, frozen=True, omit_defaults=True):
     interrupted_turn_input_turn_id: str | None = None
     committed_attachment_ids: tuple[str, ...] = ()
     outbox: tuple[OutboxEntry, ...] = ()
+    attachment_proofs: tuple[AttachmentProof, ...] = ()
 
     def turn_commit_hash(self) -> str:
         """Give the hash of what this commit means (law C9)."""
@@ -102,12 +105,17 @@ class RuntimeCommit(msgspec.Struct, frozen=True, omit_defaults=True):
         """Leave what the interrupted turn did not consume to the next turn (law I5)."""
         return msgspec.structs.replace(self._unstamped(), interrupted_turn_input_turn_id=turn_id)
 
-    def with_committed_attachments(self, attachment_ids: Sequence[str]) -> RuntimeCommit:
-        """Refer to these attachments from now on."""
+    def with_committed_attachments(
+        self, attachment_ids: Sequence[str], proofs: Sequence[AttachmentProof] = ()
+    ) -> RuntimeCommit:
+        """Refer to these attachments from now on. ``proofs`` tie some of them to the intents their bytes came under."""
         if isinstance(attachment_ids, str):
             raise InvalidInputError("attachment_ids", "must be several ids, not one text")
-        ids = (*self.committed_attachment_ids, *attachment_ids)
-        return msgspec.structs.replace(self._unstamped(), committed_attachment_ids=ids)
+        return msgspec.structs.replace(
+            self._unstamped(),
+            committed_attachment_ids=(*self.committed_attachment_ids, *attachment_ids),
+            attachment_proofs=(*self.attachment_proofs, *proofs),
+        )
 
     def with_outbox(self, *drafts: PendingTurnInputDraft | QueuedWorkBatchDraft) -> RuntimeCommit:
         """Enqueue these drafts with the commit, or not at all (law C14)."""

@@ -12,6 +12,7 @@ from fastness.model.attachments import (
     AttachmentIntent,
     AttachmentManifestEntry,
     AttachmentPersistence,
+    AttachmentProof,
     AttachmentReclaimGrant,
     AttachmentSource,
 )
@@ -58,8 +59,11 @@ class AttachmentManifest(Protocol):
     """Ties attachments to the sessions that refer to them (laws A2 to A4)."""
 
     async def record_intent(self, intent: AttachmentIntent) -> None: ...
-    async def commit_refs(self, session_id: str, attachment_ids: Sequence[str]) -> None: ...
+    async def commit_refs(
+        self, session_id: str, attachment_ids: Sequence[str], *, proofs: Sequence[AttachmentProof] = ()
+    ) -> None: ...
     async def holds_ref(self, session_id: str, attachment_id: str) -> bool: ...
+    async def find_attachment(self, session_id: str, attachment_id: str) -> AttachmentManifestEntry | None: ...
     async def list_uncommitted(
         self, older_than_epoch_ms: int, *, after: AttachmentManifestEntry | None = None, limit: int | None = None
     ) -> list[AttachmentManifestEntry]: ...

@@ -14,7 +14,7 @@ from fastness.model.base import encode
 from fastness.model.checkpoint import TokenUsage
 from fastness.model.commit import RuntimeCommitResult
 from fastness.model.session import AgentFrameRecord
-from fastness.ops import outbox, queued_work, turn_input
+from fastness.ops import manifest, outbox, queued_work, turn_input
 from fastness.ops.hint import Hint, expected_facts, hint_after
 from fastness.ops.lane import FENCE, Target, fence_facts, free_lane
 from fastness.ops.load import read_head
@@ -34,7 +34,6 @@ HELD_BY_FRAMES = """
 USAGE = """
     select source, model, input_tokens, output_tokens, cache_read_tokens, cache_write_tokens, reasoning_output_tokens
     from token_usage where sid = $1 and source in any_of($2)"""
-HELD_ATTACHMENTS = "select attachment_id from attachment where sid = $1 and attachment_id in any_of($2)"
 
 ADD_NODE = "insert into node (sid, seq, node_id, parent_seq, crc, body) values ($1, $2, $3, $4, $5, $6)"
 DROP_LIVE_NODES = "delete from node where sid = $1 and tombstoned = 0"
@@ -129,7 +128,7 @@ def _facts(
     if commit.completed_queue_claims:
         asked["work"] = queued_work.held_statement(sid, commit.completed_queue_claims)
     if commit.committed_attachment_ids:
-        asked["attachments"] = Statement(HELD_ATTACHMENTS, (sid, id_list(commit.committed_attachment_ids)))
+        asked["attachments"] = manifest.stampable(sid, commit.committed_attachment_ids, commit.attachment_proofs)
     expect = None if mail else expected_facts(given, hint, tuple(asked))
     rows = yield Read(*outbox.locks(target, mail), *asked.values(), *outbox.facts(mail), expect=expect)
     own = dict(zip(asked, rows[: len(asked)], strict=True))

@@ -14,6 +14,7 @@ from fastness.errors import AttachmentNotInManifestError, DatabaseDamagedError
 from fastness.model.attachments import (
     AttachmentIntent,
     AttachmentManifestEntry,
+    AttachmentProof,
     AttachmentReclaimGrant,
     AttachmentRef,
 )
@@ -24,14 +25,20 @@ from fastness.sql.program import Lock, LockNames, Many, Param, Program, Read, Ro
 
 LIVE_MARK = "select lapses_ms - now_ms() from attachment_mark where attachment_id = $1 and lapses_ms > now_ms()"
 RECORD_INTENT = """
-    insert into attachment (sid, attachment_id, committed, recorded_ms, reference) values ($1, $2, 0, $3, $4)
+    insert into attachment (sid, attachment_id, committed, recorded_ms, reference, intent_id)
+    values ($1, $2, 0, $3, $4, $5)
     on conflict (sid, attachment_id) do update set recorded_ms = excluded.recorded_ms, reference = excluded.reference
     where attachment.committed = 0"""
 HELD = "select attachment_id from attachment where sid = $1 and attachment_id in any_of($2)"
+FOUND = "select committed, recorded_ms, reference, intent_id from attachment where sid = $1 and attachment_id = $2"
+STAMPABLE = """
+    select attachment_id from attachment where sid = $1 and attachment_id in any_of($2)
+        and (committed = 1 or intent_id in any_of($4) or not attachment_id in any_of($3))"""
 COMMIT_REFS = "update attachment set committed = 1 where sid = $1 and attachment_id in any_of($2)"
 # What a sweep looks at, a page at a time: in the order of time, intents before releases where all else is equal.
 OLD_INTENTS = """
-    select s.session_id, a.attachment_id, a.recorded_ms, a.reference from attachment a join session s on s.sid = a.sid
+    select s.session_id, a.attachment_id, a.committed, a.recorded_ms, a.reference
+    from attachment a join session s on s.sid = a.sid
     where a.committed = 0 and a.recorded_ms <= $1 and a.recorded_ms >= $2
         and (a.recorded_ms, s.session_id, a.attachment_id, 0) > ($2, $3, $4, $5)
     order by a.recorded_ms, s.session_id, a.attachment_id limit $6"""
@@ -88,7 +95,7 @@ RELEASE_ONE = """
 FORGET = "delete from attachment where sid = $1 and attachment_id = $2"
 
 
-def record_intent(target: Target, intent: AttachmentIntent) -> Program[int]:
+def record_intent(target: Target, intent: AttachmentIntent, intent_id: str) -> Program[int]:
     """Record that bytes are about to be put. Gives 0, or for how many milliseconds a sweep has marked that content."""
     attachment_id = intent.reference.attachment_id
     lane, _ = yield from enter_or_create(target)
@@ -96,13 +103,23 @@ def record_intent(target: Target, intent: AttachmentIntent) -> Program[int]:
     if marks:
         return int(marks[0][0])
     reference = encode(intent.reference).decode()
-    yield Write(Statement(RECORD_INTENT, (lane.sid, attachment_id, lane.now_ms, reference)))
+    yield Write(Statement(RECORD_INTENT, (lane.sid, attachment_id, lane.now_ms, reference, intent_id)))
     return 0
 
 
-def commit_refs(target: Target, attachment_ids: Sequence[str]) -> Program[None]:
+def stampable(sid: int, attachment_ids: Sequence[str], proofs: Sequence[AttachmentProof]) -> Statement:
+    """Give the statement that finds which of these a commit may refer to: one that is shown proof of, only by that."""
+    return Statement(STAMPABLE, (sid, *_asked(attachment_ids, proofs)))
+
+
+def _asked(attachment_ids: Sequence[str], proofs: Sequence[AttachmentProof]) -> tuple[str, str, str]:
+    proven = id_list({proof.attachment_id for proof in proofs})
+    return id_list(attachment_ids), proven, id_list({proof.intent_id for proof in proofs})
+
+
+def commit_refs(target: Target, attachment_ids: Sequence[str], proofs: Sequence[AttachmentProof]) -> Program[None]:
     """Stamp intents outside of a turn. Raises ``AttachmentNotInManifestError``."""
-    lane, (rows,) = yield from enter(target, of_session(target, HELD, id_list(attachment_ids)))
+    lane, (rows,) = yield from enter(target, of_session(target, STAMPABLE, *_asked(attachment_ids, proofs)))
     held = {attachment_id for (attachment_id,) in rows}
     for attachment_id in attachment_ids:
         if attachment_id not in held:
@@ -127,7 +144,7 @@ def list_uncommitted(
         behind = _sweep_order(after)
     bounds = (older_than_ms, *behind, limit)
     intents, releases = yield Read(Statement(OLD_INTENTS, bounds), Statement(OLD_RELEASES, bounds), last=True)
-    found = [_entry(session_id, each, 0, ms, reference) for session_id, each, ms, reference in intents]
+    found = [_entry(*row) for row in intents]
     found += [
         AttachmentManifestEntry(session_id, attachment_id, "released", released_ms)
         for session_id, attachment_id, released_ms in releases
@@ -142,7 +159,7 @@ def _sweep_order(entry: AttachmentManifestEntry) -> tuple[int, str, str, int]:
 
 
 def _entry(
-    session_id: str, attachment_id: str, committed: int, recorded_ms: int, reference: str
+    session_id: str, attachment_id: str, committed: int, recorded_ms: int, reference: str, intent_id: str = ""
 ) -> AttachmentManifestEntry:
     try:
         found = msgspec.json.decode(reference, type=AttachmentRef)
@@ -152,8 +169,17 @@ def _entry(
             "restore it from a backup; 'check' lists what else is damaged",
         ) from None
     return AttachmentManifestEntry(
-        session_id, attachment_id, "committed" if committed else "intent", recorded_ms, found
+        session_id, attachment_id, "committed" if committed else "intent", recorded_ms, found, intent_id
     )
+
+
+def find_attachment(target: Target, attachment_id: str) -> Program[AttachmentManifestEntry | None]:
+    """Give a session's own row of some content; None where it has none, whoever else may (law A3)."""
+    asked = of_session(target, FOUND, attachment_id)
+    session, rows = yield Read(session_statement(target), asked, last=True)
+    if session_row(target, session) is None or not rows:
+        return None
+    return _entry(target.session_id, attachment_id, *rows[0])
 
 
 def list_attachments(

@@ -230,13 +230,15 @@ _SESSIONS = (
         "create unique index queued_work_evidence_by_key on queued_work_evidence (sid, source_key)"
         " where source_key is not null"
     ),
-    # The manifest: which session may read and refers to which content. committed is 0 for an intent.
+    # The manifest: which session may read and refers to which content. committed is 0 for an intent. intent_id is that
+    # of the first intent since a sweep took one, so that bytes put under an older one do not count for this one.
     """create table attachment (
     sid {integer} not null,
     attachment_id {text} not null,
     committed {integer} not null,
     recorded_ms {integer} not null,
     reference {text} not null,
+    intent_id {text} not null,
     primary key (sid, attachment_id)
 ){suffix}""",
     "create index attachment_by_content on attachment (attachment_id)",
