@@ -22,7 +22,7 @@ import psycopg
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from bench import commits, fleet, fleet_loads, loads  # noqa: E402 - the checkout has to be on the path first
+from bench import attachments, commits, fleet, fleet_loads, loads, sweeps  # noqa: E402 - the checkout has to be on the path first
 
 ROWS = (
     ("Full turn commit, 1 waiter, against the bare script", "≥ 0.6", "commit", "ratio_one_waiter"),
@@ -36,6 +36,13 @@ ROWS = (
     ("PostgreSQL: full turn commit, 8 connections, against one function", "≥ 0.4", "fleet", "ratio_8_connections"),
     ("PostgreSQL: commit with 1 ms of round-trip time, ms", "≤ 2.2", "fleet over a network", "commit_ms"),
     ("PostgreSQL: loading 10,000 nodes / raw rows plus decoding", "≤ 1.5", "fleet reading", "ratio"),
+    ("Attachment of 1 KB to a file / bare write, fsync, rename, fsync", "≤ 1.3", "attachments", "ratio_1_kb"),
+    ("Attachment of 1 MB to a file / the same bare", "≤ 1.3", "attachments", "ratio_1_mb"),
+    ("Attachment of 100 MB to a file / the same bare", "≤ 1.3", "attachments", "ratio_100_mb"),
+    ("Growth of memory by a put of up to 1 GB, MiB", "≤ 64", "attachments memory", "largest_mib"),
+    ("Sweep of 1,000 orphans beside 100,000 committed rows / none", "about 1", "sweeps", "ratio_no_rows"),
+    ("Sweep of 1,000 orphans beside 400,000 committed rows / 100,000", "about 1", "sweeps", "ratio_rows"),
+    ("Sweep beside 100,000 rows, 2,000 orphans / 1,000", "about 2", "sweeps", "ratio_orphans"),
 )
 
 NOTES = {
@@ -64,6 +71,9 @@ def measure() -> dict[str, dict[str, object]]:
         "fleet": fleet.against_one_function,
         "fleet over a network": fleet.over_a_network,
         "fleet reading": fleet_loads.against_raw_rows,
+        "attachments": attachments.against_bare_files,
+        "attachments memory": attachments.memory_of_puts,
+        "sweeps": sweeps.as_rows_and_orphans_grow,
     }
     results: dict[str, dict[str, object]] = {}
     fresh = multiprocessing.get_context("spawn")

@@ -31,10 +31,11 @@ class EngineProcessExecutionEnvStore:
         Raises ``InvalidInputError`` for what is no JSON object, or has another canonical hash than ``ref``.
         """
         limits.check_id("ref", ref)
+        limits.check_type("environment", data, bytes)
+        limits.check_budget(len(data), self._budget_bytes)
         found = process_execution_env_ref(data)
         if found != ref:
             raise InvalidInputError("ref", f"must be the environment's canonical hash, {found}, and is {ref!r}")
-        limits.check_budget(len(data), self._budget_bytes)
         await self._engine.write(lambda: environments.put(ref, data))
 
     async def get_process_execution_env(self, ref: str) -> bytes | None:

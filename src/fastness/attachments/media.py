@@ -8,10 +8,20 @@ from __future__ import annotations
 
 import io
 import mimetypes
+from pathlib import PurePosixPath
 from typing import NamedTuple
 
-# The names that Python knows by itself: what a machine has in its files must not change an answer.
+# The names that Python knows by itself, since what a machine has in its files must not change an answer; and some that
+# not every version of it knows, or not by the same type.
 _NAMES = mimetypes.MimeTypes()
+for _suffix, _type in {
+    ".js": "text/javascript",
+    ".md": "text/markdown",
+    ".toml": "application/toml",
+    ".yaml": "application/yaml",
+    ".yml": "application/yaml",
+}.items():
+    _NAMES.add_type(_type, _suffix)
 
 _UNKNOWN = "application/octet-stream"
 _TEXT = "text/plain"
@@ -30,7 +40,12 @@ class Media(NamedTuple):
 
 def describe(head: bytes, name: str) -> Media:
     """Tell what content is from its beginning and from its name where that fits it."""
-    media_type = choose(_matches(head), _is_text(head), _NAMES.guess_type(name, strict=False)[0])
+    matches = _matches(head)
+    suffix = PurePosixPath(name).suffix.lower()
+    named = next((match.media_type for match in matches if match.suffix == suffix != ""), None)
+    if named is None:
+        named = _NAMES.guess_type(f"name{suffix}", strict=False)[0]
+    media_type = choose([(match.media_type, match.confidence) for match in matches], _is_text(head), named)
     if not media_type.startswith("image/"):
         return Media(media_type)
     return Media(media_type, *_pixels(head))
@@ -51,7 +66,7 @@ def choose(matches: list[tuple[str, float]], is_text: bool, named: str | None) -
     if is_text:
         return named if named is not None and _is_textual(named) else _TEXT
     possible = [media_type for media_type, _ in matches]
-    if named is not None and (named in possible or not _is_textual(named)):
+    if named is not None and named in possible:
         return named
     return possible[0] if possible else _UNKNOWN
 
@@ -76,14 +91,20 @@ def _is_text(head: bytes) -> bool:
     return True
 
 
-def _matches(head: bytes) -> list[tuple[str, float]]:
+class _Match(NamedTuple):
+    media_type: str
+    confidence: float
+    suffix: str
+
+
+def _matches(head: bytes) -> list[_Match]:
     import puremagic  # noqa: PLC0415 - it reads its tables when it is imported
 
     try:
         found = puremagic.magic_string(head)
     except (puremagic.PureError, ValueError):  # it knows no such beginning; there is none
         return []
-    return [(match.mime_type, match.confidence) for match in found if match.mime_type]
+    return [_Match(match.mime_type, match.confidence, match.extension) for match in found if match.mime_type]
 
 
 def _pixels(head: bytes) -> tuple[int | None, int | None]:

@@ -53,14 +53,19 @@ def encode(value: Any) -> bytes:
         raise InvalidInputError(type(value).__name__, f"is not JSON: {error}") from None
 
 
-def canonical_json(value: Any) -> bytes:
-    """Give the one JSON that equal values share: keys sorted, no white space. For hashes only."""
+def canonical_json(value: Any, what: str | None = None) -> bytes:
+    """Give the one JSON that equal values share: keys sorted, no white space. For hashes only.
+
+    ``what`` names the value in an ``InvalidInputError``, if not its type.
+    """
     try:
         return _canonical_encoder.encode(value)
     except UnicodeEncodeError:
-        raise InvalidInputError(type(value).__name__, "contains a lone surrogate, which is not valid text") from None
+        raise InvalidInputError(
+            what or type(value).__name__, "contains a lone surrogate, which is not valid text"
+        ) from None
     except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
-        raise InvalidInputError(type(value).__name__, f"is not JSON: {error}") from None
+        raise InvalidInputError(what or type(value).__name__, f"is not JSON: {error}") from None
 
 
 def sha256_hex(data: bytes) -> str:

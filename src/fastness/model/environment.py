@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, NoReturn
 
 from fastness.errors import InvalidInputError
@@ -20,12 +21,17 @@ def process_execution_env_ref(data: bytes) -> str:
         raise InvalidInputError("environment", f"must be bytes, not {type(data).__name__}")
     try:
         # The standard library's reader: it keeps large numbers whole, and lets us see what comes twice.
-        document = json.loads(data.decode(), object_pairs_hook=_without_repetition, parse_constant=_no_number)
+        document = json.loads(
+            data.decode(),
+            object_pairs_hook=_without_repetition,
+            parse_constant=_no_number,
+            parse_float=_finite,
+        )
     except (ValueError, RecursionError) as error:
         raise InvalidInputError("environment", f"is not JSON: {error}") from None
     if not isinstance(document, dict):
         raise InvalidInputError("environment", "must be a JSON object")
-    return sha256_hex(canonical_json(document))
+    return sha256_hex(canonical_json(document, "environment"))
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -33,6 +39,13 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         raise ValueError("a key comes twice")
     return found
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text[:20]} is beyond all numbers")
+    return number
 
 
 def _no_number(name: str) -> NoReturn:

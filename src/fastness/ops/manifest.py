@@ -40,12 +40,12 @@ OLD_INTENTS = """
     select s.session_id, a.attachment_id, a.committed, a.recorded_ms, a.reference
     from attachment a join session s on s.sid = a.sid
     where a.committed = 0 and a.recorded_ms <= $1 and a.recorded_ms >= $2
-        and (a.recorded_ms, s.session_id, a.attachment_id, 0) > ($2, $3, $4, $5)
-    order by a.recorded_ms, s.session_id, a.attachment_id limit $6"""
+        and (a.recorded_ms, a.attachment_id, s.session_id, 0) > ($2, $3, $4, $5)
+    order by a.recorded_ms, a.attachment_id, s.session_id limit $6"""
 OLD_RELEASES = """
     select session_id, attachment_id, released_ms from attachment_release
-    where released_ms <= $1 and released_ms >= $2 and (released_ms, session_id, attachment_id, 1) > ($2, $3, $4, $5)
-    order by released_ms, session_id, attachment_id limit $6"""
+    where released_ms <= $1 and released_ms >= $2 and (released_ms, attachment_id, session_id, 1) > ($2, $3, $4, $5)
+    order by released_ms, attachment_id, session_id limit $6"""
 OF_SESSION = """
     select s.session_id, a.attachment_id, a.committed, a.recorded_ms, a.reference
     from attachment a join session s on s.sid = a.sid
@@ -155,7 +155,7 @@ def list_uncommitted(
 def _sweep_order(entry: AttachmentManifestEntry) -> tuple[int, str, str, int]:
     # Texts are ordered by their bytes in every database of ours; code points have the same order.
     rank = 1 if entry.state == "released" else 0
-    return (entry.recorded_at_epoch_ms, entry.session_id, entry.attachment_id, rank)
+    return (entry.recorded_at_epoch_ms, entry.attachment_id, entry.session_id, rank)
 
 
 def _entry(

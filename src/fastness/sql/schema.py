@@ -242,7 +242,7 @@ _SESSIONS = (
     primary key (sid, attachment_id)
 ){suffix}""",
     "create index attachment_by_content on attachment (attachment_id)",
-    "create index attachment_intent on attachment (recorded_ms) where committed = 0",
+    "create index attachment_intent on attachment (recorded_ms, attachment_id) where committed = 0",
     # What deleted sessions held: a sweep treats it as intents.
     """create table attachment_release (
     attachment_id {text} not null,
@@ -250,7 +250,7 @@ _SESSIONS = (
     released_ms {integer} not null,
     primary key (attachment_id, session_id)
 ){suffix}""",
-    "create index attachment_release_time on attachment_release (released_ms)",
+    "create index attachment_release_time on attachment_release (released_ms, attachment_id, session_id)",
     # Content that a sweep is deleting right now; the mark lapses by itself.
     """create table attachment_mark (
     attachment_id {text} not null primary key,
