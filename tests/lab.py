@@ -1,22 +1,32 @@
-"""The project's own engines, as the conformance kit sees them.
+"""The project's own engines and attachment stores, as the conformance kit sees them.
 
-An engine joins by one entry. What it needs before its first opening, and what is to be removed after its last, goes
-into the entry's ``around``, where it may also skip what has no server to run on.
+Each joins by one entry. What it needs before its first opening, and what is to be removed after its last, goes into the
+entry's ``around``, where it may also skip what has no server to run on.
 """
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
+from functools import cache
+from pathlib import Path
 from typing import Any
 
-from fastness.conformance import ALL_POWERS, Lab, Power, Subject
+import obstore
+
+from fastness.conformance import ALL_POWERS, AttachmentLab, AttachmentSubject, Lab, Power, Subject
+from fastness.conformance.lab import Bench
 from fastness.persistence import (
+    FileAttachmentStore,
+    InMemoryAttachmentStore,
     InMemorySessionStoreFactory,
+    ObjectAttachmentStore,
     PostgresSessionStoreFactory,
     SqliteSessionStoreFactory,
 )
 from tests.servers.postgres import shared_server
+from tests.servers.s3 import S3Server
 
 
 def _memory(lab: Lab) -> Any:
@@ -39,8 +49,8 @@ def _postgres(lab: Lab) -> Any:
     )
 
 
-def schema_of(lab: Lab) -> str:
-    """A schema of a test's own; its directory is, too."""
+def schema_of(lab: Bench) -> str:
+    """A name of a test's own, for a schema or a prefix; its directory is, too."""
     return f"t{abs(hash(lab.directory)):x}"
 
 
@@ -59,3 +69,56 @@ ENGINES: dict[str, Subject] = {
     "sqlite": Subject(_sqlite, ALL_POWERS),
 }
 """The engines that every law is proved on."""
+
+
+@cache
+def _service() -> tuple[str, dict[str, Any]]:
+    """A bucket that all tests of this process share, and what a client must be told; the service ends with us."""
+    server = S3Server()
+    server.start()
+    atexit.register(server.close)
+    return server.bucket(), server.options()
+
+
+def _s3(lab: AttachmentLab) -> ObjectAttachmentStore:
+    bucket, options = _service()
+    return ObjectAttachmentStore.from_url(f"s3://{bucket}/{schema_of(lab)}", **options)
+
+
+async def _damage_memory(lab: AttachmentLab, attachment_id: str, data: bytes) -> None:
+    lab.opened._contents[attachment_id] = data
+
+
+async def _damage_file(lab: AttachmentLab, attachment_id: str, data: bytes) -> None:
+    (found,) = Path(lab.directory).rglob(attachment_id)
+    found.write_bytes(data)
+
+
+async def _damage_object(lab: AttachmentLab, attachment_id: str, data: bytes) -> None:
+    store: ObjectAttachmentStore = lab.opened
+    await obstore.put_async(store._store, store._key(attachment_id), data)
+
+
+DURABLE = frozenset({Power.REOPENING, Power.SHARED})
+
+ATTACHMENT_STORES: dict[str, AttachmentSubject] = {
+    "files": AttachmentSubject(
+        lambda lab: nullcontext(FileAttachmentStore(lab.directory)), DURABLE, damage=_damage_file
+    ),
+    "memory": AttachmentSubject(lambda _: nullcontext(InMemoryAttachmentStore()), damage=_damage_memory),
+    "objects in files": AttachmentSubject(
+        lambda lab: nullcontext(ObjectAttachmentStore.from_url(lab.directory.as_uri())), DURABLE, damage=_damage_object
+    ),
+    "objects in memory": AttachmentSubject(
+        lambda _: nullcontext(ObjectAttachmentStore.from_url("memory:///")), damage=_damage_object
+    ),
+    "s3": AttachmentSubject(lambda lab: nullcontext(_s3(lab)), DURABLE, damage=_damage_object),
+}
+"""The stores of attachments that every law of bytes is proved on."""
+
+PAIRS = [
+    *(("memory", store) for store in ATTACHMENT_STORES),
+    *(("postgres", store) for store in ("files", "s3")),
+    *(("sqlite", store) for store in ("files", "s3")),
+]
+"""Which engine meets which store in the laws of both: one engine all stores, and every engine a near and a far one."""

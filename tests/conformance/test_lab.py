@@ -69,6 +69,11 @@ async def look(lab: Lab) -> None:
     lab.seen.clear()
 
 
+async def environments(lab: Lab) -> None:
+    """Ask for the environments."""
+    lab.envs()
+
+
 NEEDS: dict[Power, Callable[[Lab], Awaitable[object]]] = {
     Power.REOPENING: lambda lab: lab.restart(),
     Power.CLOCK: advance,
@@ -76,6 +81,7 @@ NEEDS: dict[Power, Callable[[Lab], Awaitable[object]]] = {
     Power.BATCHES: look,
     Power.ROWS: lambda lab: lab.execute_raw("select 1"),
     Power.CHECK: lambda lab: lab.check(),
+    Power.ENVIRONMENTS: environments,
 }
 
 

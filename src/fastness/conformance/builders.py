@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any, TypeVar
 
@@ -203,6 +204,14 @@ async def pieces(*given: bytes) -> AsyncIterator[bytes]:
     """Content as a stream."""
     for piece in given:
         yield piece
+
+
+async def reached(event: asyncio.Event, by: asyncio.Future[Any]) -> None:
+    """Wait until a call comes to a point. One that ends before has failed to, and says why."""
+    waiting = asyncio.ensure_future(event.wait())
+    await asyncio.wait({waiting, by}, return_when=asyncio.FIRST_COMPLETED)
+    if waiting.cancel():
+        raise AssertionError(f"it ended early, with {await by!r}")
 
 
 def other_token(fence: SessionExecutionLeaseFence) -> SessionExecutionLeaseFence:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fastness.conformance.builders import pieces, some
+from fastness.conformance.builders import pieces, reached, some
 from fastness.conformance.lab import AttachmentLab, refused
 from fastness.conformance.subject import Power
 from fastness.errors import AttachmentDamagedError, AttachmentNotFoundError, InvalidInputError
@@ -142,7 +142,7 @@ async def test_a5_a_put_shows_nothing_before_its_end(attachments: AttachmentLab,
     name = hashlib.sha256(given).hexdigest()
     halted = Halted(given)
     putting = asyncio.ensure_future(attachments.store.put(halted, attachment_id=name if told else None))
-    await halted.reached.wait()
+    await reached(halted.reached, putting)
     assert await (await attachments.second()).list() == []
     putting.cancel()
     with pytest.raises(asyncio.CancelledError):

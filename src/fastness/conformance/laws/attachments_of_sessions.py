@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fastness.conformance.builders import chain, commit, lane, pieces, turn
+from fastness.conformance.builders import chain, commit, lane, pieces, reached, turn
 from fastness.conformance.lab import AttachmentLab, Lab, refused
 from fastness.conformance.laws.attachments import EMPTY, HELLO, Halted
 from fastness.conformance.laws.settlement import Cut, CutError
@@ -20,6 +20,7 @@ from fastness.errors import (
     AttachmentNotInManifestError,
     AttachmentStoreError,
     BackendError,
+    ContendedError,
     StoreError,
 )
 from fastness.model import AttachmentReclamationReport, AttachmentRef, AttachmentStore, RuntimePersistence
@@ -134,9 +135,9 @@ async def test_a2_the_next_commit_stamps_what_was_put(lab: Lab, attachments: Att
     stamped = mine.stamp(commit(await lane(handle), None, *chain("a"), committed_attachment_ids=(EMPTY,)))
     assert sorted(stamped.committed_attachment_ids) == [HELLO, EMPTY]
     await handle.commit_runtime_state(stamped)
-    assert mine.pending == (HELLO, EMPTY)
+    assert [*mine.pending] == [HELLO, EMPTY]
     mine.settled(stamped)
-    assert mine.pending == ()
+    assert [*mine.pending] == []
     assert await sweep(await lab.reopen(), await attachments.reopen()) == AttachmentReclamationReport(0, 0)
     assert await attachments.store.get(HELLO) == b"hello"
 
@@ -165,11 +166,33 @@ async def test_a2_a_put_that_a_sweep_overtook_starts_over(lab: Lab, attachments:
     gate = Gate(attachments.store.put)
     handle, mine = await of_session(lab, attachments, store=Around(attachments.store, put=gate))
     putting = asyncio.ensure_future(mine.put(b"hello", name="a"))
-    await gate.reached.wait()
+    await reached(gate.reached, putting)
     assert await sweep(handle, attachments.store) == AttachmentReclamationReport(1, 1)
     gate.open.set()
     await putting
     await turn(handle, *chain("a"), committed_attachment_ids=mine.pending)
+    assert await sweep(await lab.reopen(), attachments.store) == AttachmentReclamationReport(0, 0)
+    assert await attachments.store.get(HELLO, verify=True) == b"hello"
+
+
+async def test_a2_bytes_that_a_sweep_took_are_not_committed_under_a_later_intent(
+    lab: Lab, attachments: AttachmentLab
+) -> None:
+    """Though the session has a new intent for the same content, a commit of the first put is refused: no bytes came."""
+    handle, mine = await of_session(lab, attachments)
+    await mine.put(b"hello", name="a")
+    stamped = mine.stamp(commit(await lane(handle), None, *chain("a")))
+    assert await sweep(handle, attachments.store) == AttachmentReclamationReport(1, 1, 0, 5)
+    gate = Gate(attachments.store.put)
+    _, again = await of_session(lab, attachments, store=Around(attachments.store, put=gate))
+    putting = asyncio.ensure_future(again.put(b"hello", name="a"))
+    await reached(gate.reached, putting)
+    await refused(lab, AttachmentNotInManifestError, handle.commit_runtime_state(stamped))
+    await refused(lab, AttachmentNotInManifestError, mine.commit_refs())
+    gate.open.set()
+    await putting
+    await again.commit_refs()
+    assert again.pending == ()
     assert await sweep(await lab.reopen(), attachments.store) == AttachmentReclamationReport(0, 0)
     assert await attachments.store.get(HELLO, verify=True) == b"hello"
 
@@ -338,7 +361,7 @@ async def test_a4_a_put_beside_a_sweep_keeps_its_bytes(lab: Lab, attachments: At
     await mine.put(b"hello", name="orphan")
     gate = Gate(attachments.store.delete)
     sweeping = asyncio.ensure_future(sweep(handle, Around(attachments.store, delete=gate)))
-    await gate.reached.wait()
+    await reached(gate.reached, sweeping)
     putting = asyncio.ensure_future(theirs.put(b"hello", name="needed"))
     for _ in range(5):
         assert await uncommitted(handle) == [("s", HELLO, "released")]
@@ -352,31 +375,33 @@ async def test_a4_a_put_beside_a_sweep_keeps_its_bytes(lab: Lab, attachments: At
 
 
 async def test_a4_sweeps_beside_puts_and_commits_take_nothing_that_landed(lab: Lab, attachments: AttachmentLab) -> None:
-    """Whoever was told that his commit landed can read what it names, and nothing else is left in the end."""
-    handle = await lab.store("keeper")
-    landed: list[SessionAttachmentStore] = []
+    """Whoever a sweep overtook is told so and puts again; in the end all of it is there, and nothing else."""
+    keeper = await lab.store("keeper")
 
-    async def puts(at: int) -> None:
-        """Put one of two contents and commit it, unless a sweep was faster."""
-        mine, attached = await of_session(lab, attachments, f"s{at}")
-        await attached.put((b"hello", b"")[at % 2], name="a")
-        try:
-            await mine.commit_refs(attached.session_id, attached.pending)
-        except AttachmentNotInManifestError:
-            return
-        landed.append(attached)
+    async def puts(at: int) -> tuple[SessionAttachmentStore, bytes]:
+        """Put one of two contents and commit it, until no sweep is faster."""
+        _, mine = await of_session(lab, attachments, f"s{at}")
+        content = (b"hello", b"")[at % 2]
+        while True:
+            try:
+                await mine.put(content, name="a")
+                await mine.commit_refs()
+            except (AttachmentNotInManifestError, ContendedError):
+                continue
+            return mine, content
 
     async def sweeps() -> None:
-        """Sweep again and again, and leave marks to nobody."""
+        """Sweep again and again."""
         for _ in range(6):
-            await sweep(handle, attachments.store)
+            await sweep(keeper, attachments.store)
 
-    await asyncio.gather(*(puts(at) for at in range(8)), sweeps())
-    for attached in landed:
-        (held,) = attached.pending
-        assert await attached.get(held, verify=True) == {HELLO: b"hello", EMPTY: b""}[held]
-    await sweep(handle, attachments.store)
-    assert set(await attachments.ids()) == {each for attached in landed for each in attached.pending}
+    sweeping = asyncio.ensure_future(sweeps())
+    landed = await asyncio.gather(*(puts(at) for at in range(8)))
+    await sweeping
+    for mine, content in landed:
+        assert await mine.get({b"hello": HELLO, b"": EMPTY}[content], verify=True) == content
+    await sweep(keeper, attachments.store)
+    assert set(await attachments.ids()) == {HELLO, EMPTY}
 
 
 async def test_a4_bytes_that_nobody_names_can_be_released(lab: Lab, attachments: AttachmentLab) -> None:

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 import pytest
 
-from fastness.conformance.builders import chain, checkpoint, commit, content_id, intent, lane, loaded, turn
+from fastness.conformance.builders import chain, checkpoint, commit, content_id, intent, lane, loaded, some, turn
 from fastness.conformance.lab import Lab, refused
 from fastness.errors import AttachmentNotInManifestError, InvalidInputError, UnknownBlobRefError
-from fastness.model import AttachmentIntent, AttachmentManifestEntry, AttachmentRef, BlobRef, RuntimePersistence
+from fastness.model import (
+    AttachmentIntent,
+    AttachmentManifestEntry,
+    AttachmentProof,
+    AttachmentRef,
+    BlobRef,
+    RuntimePersistence,
+)
 
 A, B, C = content_id("a"), content_id("b"), content_id("c")
 HOUR_MS = 3_600_000
@@ -31,6 +39,10 @@ async def test_a2_an_intent_is_recorded_per_session_and_content(lab: Lab) -> Non
     await store.record_intent(intent(A, name="cat.png"))
     wanted = AttachmentManifestEntry("s", A, "intent", lab.start_ms, intent(A, name="cat.png").reference)
     async for handle in lab.handles(store):
+        found = some(await handle.find_attachment("s", A))
+        assert (msgspec.structs.replace(found, intent_id=""), found.intent_id != "") == (wanted, True)
+        assert await handle.find_attachment("other", A) is None
+        assert await handle.find_attachment("s", B) is None
         assert await handle.list_uncommitted(lab.start_ms) == [wanted]
         assert await handle.list_uncommitted(lab.start_ms - 1) == []
         assert await handle.holds_ref("s", A) is True
@@ -81,6 +93,27 @@ async def test_a2_an_intent_for_committed_content_changes_nothing(lab: Lab) -> N
     await store.record_intent(intent(A, name="again.png"))
     assert await uncommitted(store, lab.start_ms) == []
     assert await store.holds_ref("s", A) is True
+
+
+async def test_a2_proof_of_an_intent_that_a_sweep_took_is_refused(lab: Lab) -> None:
+    """An intent recorded again is the same one; after a sweep it is another, whose bytes may not have come yet."""
+    store = await lab.store()
+    proofs = []
+    for _ in range(2):
+        await store.record_intent(intent(A))
+        await store.record_intent(intent(A, name="again.png"))
+        proofs.append(some(await store.find_attachment("s", A)).proof())
+        if len(proofs) == 1:
+            await store.finish_reclaim(await store.begin_reclaim([A], older_than_epoch_ms=2**53))
+            assert await store.find_attachment("s", A) is None
+    lease = await lane(store)
+    attempt = commit(lease, None, *chain("a"))
+    for shown in (proofs[:1], [AttachmentProof(A, "guessed")]):
+        late = attempt.with_committed_attachments([A], shown)
+        await refused(lab, AttachmentNotInManifestError, store.commit_runtime_state(late))
+        await refused(lab, AttachmentNotInManifestError, store.commit_refs("s", [A], proofs=shown))
+    await store.commit_runtime_state(attempt.with_committed_attachments([A], proofs[1:]))
+    assert some(await (await lab.reopen()).find_attachment("s", A)).state == "committed"
 
 
 async def test_a3_a_blob_may_be_carried_only_by_the_session_whose_head_holds_it(lab: Lab) -> None:
