@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import io
 import os
+import stat
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
 from contextlib import aclosing
 from pathlib import Path
@@ -48,7 +49,7 @@ async def blocks(source: AttachmentSource, max_bytes: int) -> AsyncGenerator[Blo
     if isinstance(source, bytes | bytearray | memoryview):
         found = _of_memory(source)
     elif isinstance(source, os.PathLike):
-        found = _of_file(_path(source))
+        found = _of_file(path_of(source))
     elif isinstance(source, AsyncIterable):
         found = _of_stream(source)
     else:
@@ -64,7 +65,8 @@ async def blocks(source: AttachmentSource, max_bytes: int) -> AsyncGenerator[Blo
             yield block
 
 
-def _path(source: os.PathLike[str]) -> Path:
+def path_of(source: os.PathLike[str]) -> Path:
+    """Give a path as one of text. Raises ``InvalidInputError`` for one of bytes."""
     try:
         return Path(source)
     except TypeError:
@@ -72,24 +74,22 @@ def _path(source: os.PathLike[str]) -> Path:
 
 
 async def _of_memory(content: Block) -> AsyncGenerator[Block, None]:
-    view = _bytes_of(content)
+    view = bytes_of(content)
     for at in range(0, len(view), BLOCK_BYTES):
         yield view[at : at + BLOCK_BYTES]
 
 
-def _bytes_of(content: Block) -> memoryview:
+def bytes_of(content: Block) -> memoryview:
+    """Look at memory as bytes. Raises ``InvalidInputError`` for a view that is not contiguous, or was released."""
     try:
         return memoryview(content).cast("B")
-    except TypeError:
-        raise InvalidInputError("source", "must be contiguous memory") from None
+    except (TypeError, ValueError):
+        raise InvalidInputError("source", "must be contiguous memory that is still there") from None
 
 
 async def _of_file(path: Path) -> AsyncGenerator[Block, None]:
     try:
-        # Where a pipe or a device is named, opening it could wait for ever.
-        if not await asyncio.to_thread(path.is_file):
-            raise InvalidInputError("source", f"names no regular file that can be read: {str(path)!r}")
-        file = await in_thread(io.FileIO, path)
+        file = await in_thread(open_regular, path)
         try:
             while block := await in_thread(file.read, BLOCK_BYTES):
                 yield block
@@ -100,13 +100,23 @@ async def _of_file(path: Path) -> AsyncGenerator[Block, None]:
         raise InvalidInputError("source", f"cannot be read: {str(path)!r}: {said}") from None
 
 
+def open_regular(path: Path) -> io.FileIO:
+    """Open a file to be read. Raises ``InvalidInputError`` for what is none, such as a pipe, and waits for nothing."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    # By the descriptor: under the name there may be something else by now.
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise InvalidInputError("source", f"names no regular file that can be read: {str(path)!r}")
+    return io.FileIO(descriptor)
+
+
 async def _of_stream(stream: AsyncIterable[Block]) -> AsyncGenerator[Block, None]:
     """Gather what comes in small pieces, and cut what comes in large ones."""
     gathered = bytearray()
     async for piece in stream:
         if not isinstance(piece, bytes | bytearray | memoryview):
             raise InvalidInputError("source", f"must be a stream of bytes, and gave {type(piece).__name__}")
-        view = _bytes_of(piece)
+        view = bytes_of(piece)
         for at in range(0, len(view), BLOCK_BYTES):
             gathered += view[at : at + BLOCK_BYTES]
             if len(gathered) >= BLOCK_BYTES:

@@ -34,9 +34,12 @@ from fastness.attachments.content import (
     Digest,
     Step,
     blocks,
+    bytes_of,
     check_max_bytes,
     check_part,
     in_thread,
+    open_regular,
+    path_of,
     require_id,
     verified,
 )
@@ -92,9 +95,9 @@ class FileAttachmentStore:
         is replaced.
         """
         expected = None if attachment_id is None else limits.check_attachment_id("attachment_id", attachment_id)
-        whole: bytes | Path | None = Path(source) if isinstance(source, os.PathLike) else None
-        if isinstance(source, bytes | bytearray | memoryview) and memoryview(source).nbytes <= BLOCK_BYTES:
-            whole = bytes(source)
+        whole: bytes | Path | None = path_of(source) if isinstance(source, os.PathLike) else None
+        if isinstance(source, bytes | bytearray | memoryview) and len(view := bytes_of(source)) <= BLOCK_BYTES:
+            whole = bytes(view)
         if whole is not None:
             name = await in_thread(self._folder.put_whole, whole, expected, self._max_bytes)
             if name is not None:
@@ -421,14 +424,14 @@ def _frozen(block: Block) -> bytes | memoryview:
 def _read_whole(path: Path) -> bytes | None:
     """Give the content of a file of at most a block, and None for all else, whatever it is."""
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode) or found.st_size > BLOCK_BYTES:
-            return None
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0) as file:
-            content = os.read(file.fileno(), found.st_size + 1)
-    except (OSError, ValueError):
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > BLOCK_BYTES:
+                return None
+            content = os.read(file.fileno(), size + 1)
+    except (OSError, ValueError, InvalidInputError):
         return None
-    return content if len(content) == found.st_size else None
+    return content if len(content) == size else None
 
 
 def _stop(descriptor: int, end: int | None) -> int:

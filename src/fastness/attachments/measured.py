@@ -15,7 +15,7 @@ from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import IO, NamedTuple, Self
 
-from fastness.attachments.content import Block, Digest, blocks
+from fastness.attachments.content import Block, Digest, blocks, path_of
 from fastness.errors import AttachmentStoreError
 from fastness.model import AttachmentSource
 
@@ -58,7 +58,7 @@ async def _read(source: AttachmentSource, max_bytes: int, spool: _Spool | None) 
                 await spool.add(piece)
     content = await spool.content() if spool is not None else source
     if isinstance(content, os.PathLike):
-        content = Path(content)
+        content = path_of(content)
     assert not isinstance(content, AsyncIterable)
     return Measured(content, digest.attachment_id, digest.size, bytes(head))
 

@@ -36,8 +36,9 @@ class InMemoryAttachmentStore:
         gathered = bytearray()
         async with aclosing(blocks(source, self._max_bytes)) as pieces:
             async for piece in pieces:
-                gathered += piece
-                await digest.add(piece)
+                kept = bytes(piece)  # the application may write to its memory while this is hashed
+                gathered += kept
+                await digest.add(kept)
         found = digest.require(attachment_id)
         self._contents[found] = bytes(gathered)
         return found

@@ -8,10 +8,12 @@ is an error. It knows no session, and nothing of how the services are spoken to:
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
+import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, TypeVar
 from urllib.parse import urlsplit
@@ -52,6 +54,7 @@ PARTS_AT_ONCE = 1
 FARTHEST = 2**62
 """Beyond any object: a part that begins here is empty, and one that ends here is open."""
 
+_LAST_MOMENT_S = 0.05
 _SCHEMES = ("s3", "gs", "az", "file", "memory")
 _ENVIRONMENT = {"s3": "AWS", "gs": "GOOGLE", "az": "AZURE"}
 
@@ -63,6 +66,8 @@ def _library() -> Any:
     """Give the library, which is only there where it was asked for."""
     try:
         import obstore  # noqa: PLC0415 - optional, and slow to import
+
+        _leave_in_peace()
     except ImportError:
         raise AttachmentStoreError(
             "missing",
@@ -70,6 +75,15 @@ def _library() -> Any:
             "run: pip install 'fastness[objects]'",
         ) from None
     return obstore
+
+
+@cache
+def _leave_in_peace() -> None:
+    """Give the library's threads a moment at the end of the process.
+
+    One that lets go of a failed request while the interpreter is taken down aborts the process.
+    """
+    atexit.register(time.sleep, _LAST_MOMENT_S)
 
 
 class ObjectAttachmentStore:

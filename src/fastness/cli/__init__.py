@@ -7,6 +7,7 @@ A reader that goes away before the end has what it wanted: that is quiet, and no
 
 from __future__ import annotations
 
+import os
 import sys
 
 
@@ -22,4 +23,9 @@ def run() -> None:
     except KeyboardInterrupt:
         # Before ``main`` can say so: its libraries take a moment to load.
         sys.exit(130)
-    sys.exit(main())
+    status = main()
+    if "obstore" in sys.modules:
+        # Its threads may still be letting go of a request. One that finds the interpreter half taken down aborts the
+        # process; everything is closed and flushed by now, so there is nothing left to take down.
+        os._exit(status)
+    sys.exit(status)

@@ -1,0 +1,1 @@
+"""What applications call: a database of sessions, turns that settle as one commit, and the lane kept for them."""
