@@ -270,8 +270,8 @@ async def test_a_full_spool_is_told(
     lab: Lab, spool: Path, monkeypatch: pytest.MonkeyPatch, code: int, reason: str
 ) -> None:
     """A stream for which there is no room to wait is refused with the reason; nothing was written anywhere."""
-    real = tempfile.NamedTemporaryFile
-    monkeypatch.setattr(tempfile, "NamedTemporaryFile", lambda **given: NoRoom(real(**given), code))
+    real = tempfile.TemporaryFile
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **given: NoRoom(real(**given), code))
     of_bytes = InMemoryAttachmentStore()
     mine = attachments(await lab.store(), of_bytes, spool)
     async with lab.unchanged():
@@ -280,6 +280,22 @@ async def test_a_full_spool_is_told(
     assert caught.value.reason == reason
     assert list(spool.iterdir()) == []
     assert await of_bytes.list() == []
+
+
+async def test_what_waits_has_no_name_that_a_crash_could_leave(lab: Lab, spool: Path) -> None:
+    """While the bytes of a long stream go to their store from where they waited, that directory shows nothing."""
+    seen: list[list[Path]] = []
+
+    class Looking(InMemoryAttachmentStore):
+        async def put(self, source: AttachmentSource, *, attachment_id: str | None = None) -> str:
+            """Look before it is put."""
+            assert isinstance(source, Path)
+            seen.append(list(spool.iterdir()))
+            return await super().put(source, attachment_id=attachment_id)
+
+    mine = attachments(await lab.store(), Looking(), spool)
+    assert (await mine.put(in_blocks(LARGE), name="a")).size == len(LARGE)
+    assert seen == [[]]
 
 
 async def test_a_spool_that_is_not_there_is_told(lab: Lab, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Content whose hash is known before it is kept, and that can be read again.
 
 A put has to name its content before the first byte of it goes anywhere. What is in memory or in a file is read twice; a
-stream, which is read once, waits in memory while it is short, else in a temporary file that only this user can read.
+stream, which is read once, waits in memory while it is short, else in a temporary file without a name where the system
+has such: nobody else can open it, and nothing is left of it when the process dies.
 """
 
 from __future__ import annotations
@@ -90,12 +91,12 @@ class _Spool:
         if self._file is None:
             return self._first or b""
         await asyncio.to_thread(self._file.flush)
-        return Path(self._file.name)
+        return Path(self._file.name) if isinstance(self._file.name, str) else _by_descriptor(self._file)
 
     def _write(self, block: Block) -> None:
         try:
             if self._file is None:
-                self._file = tempfile.NamedTemporaryFile(dir=self._directory, prefix="fastness-")  # noqa: SIM115
+                self._file = _temporary_file(self._directory)
                 self._file.write(self._first or b"")
                 self._first = b""
             self._file.write(block)
@@ -106,3 +107,16 @@ class _Spool:
                 f"the temporary file of a stream cannot be written ({name})",
                 "free some space there, or name another spool_directory; nothing was kept, so put it again",
             ) from error
+
+
+def _temporary_file(directory: Path | None) -> IO[bytes]:
+    """Make a file that can be read again, by a path, while it is open."""
+    file = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115 - closed at the end of the context
+    if _by_descriptor(file).exists():
+        return file
+    file.close()
+    return tempfile.NamedTemporaryFile(dir=directory, prefix="fastness-")
+
+
+def _by_descriptor(file: IO[bytes]) -> Path:
+    return Path(f"/proc/self/fd/{file.fileno()}")
