@@ -18,23 +18,34 @@ REAL = ROOT.parent / "shared" / "data" / "tau-bench-gpt-4o-airline.json"
 LINK = re.compile(r"\[[^\]]+\]\((?!https?://|#)([^)#]+)[^)]*\)")
 
 
-def snippets() -> list[tuple[str, str]]:
-    """Every Python snippet that is followed by its output."""
-    return [pair for path in DOCUMENTS for pair in SNIPPET.findall(path.read_text(encoding="utf-8"))]
+def snippets(path: Path) -> list[tuple[str, str]]:
+    """Every Python snippet of a document that is followed by its output."""
+    return SNIPPET.findall(path.read_text(encoding="utf-8"))
 
 
 def test_there_are_snippets_to_run() -> None:
-    """The README shows at least one program with its output."""
-    assert len(snippets()) >= 1
+    """The README shows two programs with their output: a turn, and attachments."""
+    assert len(snippets(ROOT / "README.md")) >= 2
 
 
-@pytest.mark.parametrize(("code", "output"), snippets())
-def test_a_snippet_prints_what_the_document_says(code: str, output: str, tmp_path: Path) -> None:
-    """A program in a document runs as it stands and prints exactly what stands below it."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert (done.stdout, done.stderr, done.returncode) == (output, "", 0)
+@pytest.mark.parametrize(
+    "path", [each for each in DOCUMENTS if snippets(each)], ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_programs_print_what_their_document_says(path: Path, tmp_path: Path) -> None:
+    """They run as they stand, in order and in one directory, and print exactly what stands below them."""
+    for code, output in snippets(path):
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert (done.stdout, done.stderr, done.returncode) == (output, "", 0)
+
+
+def test_the_program_with_attachments_prints_the_same_again(tmp_path: Path) -> None:
+    """It gives its lane back, and its commit is recognised, however often it runs."""
+    code, output = snippets(ROOT / "README.md")[1]
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (done.stdout, done.stderr) == (output, "")
 
 
 def transcripts() -> list[str]:

@@ -146,6 +146,7 @@ STORE: dict[str, Operation] = {
     "holds_ref": lambda at: at.store.holds_ref("s", content_id("a")),
     "list_uncommitted": lambda at: at.store.list_uncommitted(START_MS),
     "begin_reclaim": lambda at: at.store.begin_reclaim([content_id("a")], older_than_epoch_ms=START_MS),
+    "reclaim_left_ms": lambda at: at.store.reclaim_left_ms(at.grant),
     "finish_reclaim": lambda at: at.store.finish_reclaim(at.grant),
     "find_attachment": lambda at: at.store.find_attachment("s", content_id("a")),
     "list_attachments": lambda at: at.store.list_attachments(session_id="s"),
@@ -207,7 +208,8 @@ IN_PARTS = {"gc_unreachable"}
 CHANGE_NOTHING = {
     name
     for name in OPERATIONS
-    if name.startswith(("load_", "list_", "find_", "get_", "holds_", "open_", "renew_turn", "renew_queued"))
+    if name == "reclaim_left_ms"
+    or name.startswith(("load_", "list_", "find_", "get_", "holds_", "open_", "renew_turn", "renew_queued"))
 }
 
 

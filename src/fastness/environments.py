@@ -5,11 +5,15 @@ As thin as the other stores: it checks what comes from outside and hands a progr
 
 from __future__ import annotations
 
+import asyncio
+
 from fastness.decide import limits
+from fastness.decide.packing import packed
 from fastness.engines.engine import Engine
 from fastness.engines.sqlite import SqliteEngine
 from fastness.errors import InvalidInputError
 from fastness.model import DurabilityTier, process_execution_env_ref
+from fastness.model.base import sha256_hex
 from fastness.ops import environments
 
 
@@ -33,15 +37,20 @@ class EngineProcessExecutionEnvStore:
         limits.check_id("ref", ref)
         limits.check_type("environment", data, bytes)
         limits.check_budget(len(data), self._budget_bytes)
-        found = process_execution_env_ref(data)
+        # A large one takes a while, in which the event loop has other things to do.
+        found, blob, body = await asyncio.to_thread(_prepared, data)
         if found != ref:
             raise InvalidInputError("ref", f"must be the environment's canonical hash, {found}, and is {ref!r}")
-        await self._engine.write(lambda: environments.put(ref, data))
+        await self._engine.write(lambda: environments.put(ref, blob, body))
 
     async def get_process_execution_env(self, ref: str) -> bytes | None:
         """Give an environment byte for byte as it was put first; None for an unknown name."""
         limits.check_id("ref", ref)
         return await self._engine.read(lambda: environments.get(ref))
+
+
+def _prepared(data: bytes) -> tuple[str, str, bytes]:
+    return process_execution_env_ref(data), sha256_hex(data), packed(data)
 
 
 class InMemoryProcessExecutionEnvStore(EngineProcessExecutionEnvStore):

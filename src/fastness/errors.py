@@ -317,10 +317,12 @@ class ContendedError(StoreError):
 
     code = "contended"
 
-    def __init__(self, what: str, waited_ms: int) -> None:
+    def __init__(
+        self, what: str, waited_ms: int, remedy: str = "nothing happened: retry the same call unchanged"
+    ) -> None:
         self.what = what
         self.waited_ms = waited_ms
-        super().__init__(f"{what} after waiting {waited_ms} ms; nothing happened: retry the same call unchanged")
+        super().__init__(f"{what} after waiting {waited_ms} ms; {remedy}")
 
 
 class HandleUnusableError(StoreError):

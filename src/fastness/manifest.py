@@ -114,7 +114,10 @@ class EngineAttachmentManifest:
         """
         limits.check_optional_id("session_id", session_id)
         limits.check_manifest_page(after, limit)
-        return await self._engine.read(lambda: manifest.list_attachments(session_id, after, limit))
+        if session_id is None:
+            return await self._engine.read(lambda: manifest.list_all_attachments(after, limit))
+        target = await self._target(session_id)
+        return await self._engine.read(lambda: manifest.list_attachments(target, after, limit))
 
     async def list_reclaimable(self, attachment_ids: Sequence[str], *, older_than_epoch_ms: int) -> tuple[str, ...]:
         """Say which of these ``begin_reclaim`` would grant now. Nothing is marked."""
@@ -131,6 +134,11 @@ class EngineAttachmentManifest:
         ids = limits.check_ids("attachment_ids", attachment_ids)
         sweep_id = random_token()
         return await self._engine.write(lambda: manifest.begin_reclaim(ids, older_than_epoch_ms, mark_ttl_ms, sweep_id))
+
+    async def reclaim_left_ms(self, grant: AttachmentReclaimGrant) -> int:
+        """Say how long the marks of a sweep live on, by the database's clock; 0 where one of them is gone."""
+        limits.check_grant(grant)
+        return await self._engine.read(lambda: manifest.reclaim_left_ms(grant))
 
     async def finish_reclaim(self, grant: AttachmentReclaimGrant) -> int:
         """Forget what was swept. Gives how many contents the sweep still had marked."""

@@ -74,6 +74,7 @@ async def test_a_sweep_takes_what_the_dead_left_and_leaves_the_living_alone(stor
 
     async def waiting() -> AsyncIterator[bytes]:
         yield LARGE[:BLOCK_BYTES]
+        yield LARGE[:BLOCK_BYTES]
         yield b"the second block lets the first be written"
         await go_on.wait()
 
@@ -91,7 +92,7 @@ async def test_a_sweep_takes_what_the_dead_left_and_leaves_the_living_alone(stor
     assert await store.discard_unfinished(1_000_000) == 3
     assert files(store) == sorted([live, "incoming/young"])
     go_on.set()
-    content = LARGE[:BLOCK_BYTES] + b"the second block lets the first be written"
+    content = 2 * LARGE[:BLOCK_BYTES] + b"the second block lets the first be written"
     assert await putting == hashlib.sha256(content).hexdigest()
     assert await store.discard_unfinished(FOR_EVER) == 5
     assert files(store) == [f"{await putting}"[:2] + "/" + await putting]

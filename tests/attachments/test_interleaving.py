@@ -151,12 +151,12 @@ def test_the_same_holds_on_disk_and_on_a_server(engine: str, files: bool, exampl
 PUT_AND_DIE_BEFORE_THE_CHECK = Plan(
     (Script(0, (Act("put"),)), Script(1, (Act("sweep"),))),
     # It records its intent and looks at it; the sweep does all it does; the bytes come; then it dies.
-    (Move("go", 0, 3), Move("go", 1, 7), Move("go", 0, 1), Move("die", 0)),
+    (Move("go", 0, 3), Move("go", 1, 8), Move("go", 0, 1), Move("die", 0)),
 )
 TWO_OF_ONE_SESSION = Plan(
     (Script(0, (Act("put"), Act("commit"))), Script(1, (Act("sweep"),)), Script(0, (Act("put"),))),
     # The first puts, and comes to its commit; the sweep takes it; the other records an intent and dies; the commit.
-    (Move("go", 0, 5), Move("go", 1, 7), Move("go", 1, 2), Move("die", 1), Move("go", 0, 1)),
+    (Move("go", 0, 5), Move("go", 1, 8), Move("go", 1, 2), Move("die", 1), Move("go", 0, 1)),
 )
 
 
@@ -264,7 +264,7 @@ async def never_looks_at_the_time(
     for each in grant.attachment_ids:
         await store.delete(each)
     done = await manifest.finish_reclaim(grant)
-    return AttachmentReclamationReport(len(page), done, 0, 0, False)
+    return AttachmentReclamationReport(len(page), done, 0, 0)
 
 
 async def forgets_before_it_deletes(
@@ -278,7 +278,7 @@ async def forgets_before_it_deletes(
     for each in grant.attachment_ids:
         with suppress(FileNotFoundError):
             await store.delete(each)
-    return AttachmentReclamationReport(len(page), done, 0, 0, False)
+    return AttachmentReclamationReport(len(page), done, 0, 0)
 
 
 BROKEN: dict[str, Rules] = {

@@ -100,11 +100,11 @@ async def test_a_sweep_takes_what_nobody_needs_and_says_so(lab: Lab) -> None:
     """Literally: five entries are looked at, four contents go, one is kept; a second run finds nothing."""
     scene = await Scene(lab).set()
     size = sum(map(len, ORPHANS))
-    assert await scene.sweep(dry_run=True) == AttachmentReclamationReport(5, 4, 1, size, True)
-    assert await scene.sweep() == AttachmentReclamationReport(5, 4, 1, size, False)
+    assert await scene.sweep(dry_run=True) == AttachmentReclamationReport(5, 4, 1, size, dry_run=True)
+    assert await scene.sweep() == AttachmentReclamationReport(5, 4, 1, size)
     await scene.require_done()
     async with lab.unchanged():
-        assert await scene.sweep() == AttachmentReclamationReport(0, 0, 0, 0, False)
+        assert await scene.sweep() == AttachmentReclamationReport(0, 0, 0, 0)
 
 
 async def test_a_fault_before_any_batch_is_made_good_by_the_next_sweep(lab: Lab) -> None:

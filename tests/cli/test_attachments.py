@@ -69,9 +69,9 @@ async def on_record(url: str, session_id: str, reference: AttachmentRef) -> None
         await store.record_intent(AttachmentIntent(session_id, reference))
 
 
-def intend(attachment_id: str, session_id: str = "talks-a", name: str = "a") -> None:
+def intend(attachment_id: str, session_id: str = "talks-a", name: str = "a", media_type: str = "text/plain") -> None:
     """Record an intent whose bytes never come, in the database of the shell."""
-    asyncio.run(on_record("sqlite:///fastness.db", session_id, AttachmentRef(attachment_id, name, "text/plain", 6)))
+    asyncio.run(on_record("sqlite:///fastness.db", session_id, AttachmentRef(attachment_id, name, media_type, 6)))
 
 
 # --- list ---
@@ -135,8 +135,12 @@ def test_list_goes_on_behind_the_first_page(filled: Shell) -> None:
 
 
 def test_names_cannot_command_the_terminal(held: Shell) -> None:
-    """Control characters and marks of direction in names and types are shown as signs, also in errors."""
-    held.done("attachments", "put", "talks-b", "hello.txt", "--name", NASTY, "--media-type", "a\x1b[2Jb")
+    """Control characters and marks of direction in names, and in types of whatever origin, are shown as signs."""
+    intend(UNKNOWN, "talks-b", NASTY)
+    connection = apsw.Connection("fastness.db")
+    change = "update attachment set reference = replace(reference, 'text/plain', ?) where attachment_id = ?"
+    connection.execute(change, (r"a\u001b[2Jb", UNKNOWN))
+    connection.close()
     shown = [
         held.done("attachments", "list", "talks-b"),
         held("attachments", "get", "talks-b", NASTY).err,
@@ -155,10 +159,9 @@ def test_names_cannot_command_the_terminal(held: Shell) -> None:
 def test_put_keeps_the_content_and_commits_the_reference(held: Shell) -> None:
     """The bytes are in the directory beside the database; with ``--json`` the whole reference is printed."""
     assert content_file(held.directory, HELLO).read_text() == "hello\n"
-    found = json.loads(held.done("attachments", "put", "talks-a", "hello.txt", "--name", "again", "--json"))
-    assert (found["attachment_id"], found["name"], found["size"]) == (HELLO, "again", 6)
-    (shown,) = lines_of(held.done("attachments", "list", "--json"))
-    assert shown["state"] == "committed"
+    found = json.loads(held.done("attachments", "put", "talks-b", "hello.txt", "--name", "other", "--json"))
+    assert (found["attachment_id"], found["name"], found["size"]) == (HELLO, "other", 6)
+    assert [one["state"] for one in lines_of(held.done("attachments", "list", "--json"))] == ["committed"] * 2
 
 
 def test_put_takes_standard_input(filled: Shell) -> None:
@@ -258,9 +261,10 @@ def test_get_replaces_nothing_but_files(held: Shell) -> None:
 
 def test_get_that_fails_leaves_no_file(held: Shell) -> None:
     """What is damaged, missing or of another session, or a directory that is not there: no file, and no part of one."""
+    held.done("attachments", "put", "talks-b", "talks.json")
     before = files(held.directory)
     out = ("--output", "out.txt")
-    assert "does not hold" in refused(held("attachments", "get", "talks-b", HELLO, *out))
+    assert "is none that the session holds" in refused(held("attachments", "get", "talks-b", HELLO, *out))
     told = refused(held("attachments", "get", "talks-a", HELLO, "--output", "nix/out.txt"))
     assert told == "fastness: file 'nix/out.txt' cannot be written: No such file or directory\n"
     content_file(held.directory, HELLO).write_text("jello\n")
@@ -360,13 +364,32 @@ def test_verify_compares_the_size_that_the_reference_says(held: Shell) -> None:
     ]
 
 
-def test_verify_without_a_store_finds_everything_missing(held: Shell) -> None:
-    """A directory that is not there has nothing; a database without attachments needs none."""
-    status, out, _ = held("attachments", "verify", "--attachments", "nix")
-    assert (status, out.splitlines()[-1]) == (1, "0 attachments (0 bytes) ok, 1 missing, 0 damaged")
+@pytest.mark.parametrize("command", [("verify",), ("verify", "talks-a"), ("get", "talks-a", HELLO)])
+def test_a_place_that_cannot_be_the_one_makes_nothing_missing(held: Shell, command: tuple[str, ...]) -> None:
+    """No directory and one that holds nothing are refused, named or not; what is missing is said of no other."""
+    (held.directory / "empty").mkdir()
+    for place, wrong in (
+        ("nix", "is no directory; name the one that is in use\n"),
+        ("empty", "holds no attachment, while sessions refer to some; name the place where they are\n"),
+    ):
+        told = refused(held("attachments", *command, "--attachments", place))
+        assert told == f"fastness: the place named for attachments {wrong}"
     assert not (held.directory / "nix").exists()
+    (held.directory / STORE).rename(held.directory / "moved")
+    assert refused(held("attachments", *command)) == (
+        f"fastness: the default place for attachments, {STORE}, is no directory; name the one that is in use\n"
+    )
+    held.done("attachments", *command, "--attachments", "moved")
+
+
+def test_verify_needs_no_store_where_nothing_is_referred_to(held: Shell) -> None:
+    """A database without attachments needs none, nor do intents whose bytes never came."""
     held.done("delete", "talks-a", "--yes")
-    assert held.done("attachments", "verify") == "0 attachments (0 bytes) ok, 0 missing, 0 damaged\n"
+    place = ("--attachments", "nix")
+    assert held.done("attachments", "verify", *place) == "0 attachments (0 bytes) ok, 0 missing, 0 damaged\n"
+    intend(UNKNOWN, "talks-b")
+    told = held.done("attachments", "verify", *place)
+    assert told == "0 attachments (0 bytes) ok, 0 missing, 0 damaged; 1 not written yet\n"
 
 
 # --- the place, and what is wrong ---
@@ -396,10 +419,10 @@ def test_the_store_is_named_by_an_option_or_by_the_environment(
         (("put", "nix", "hello.txt"), "session 'nix' does not exist"),
         (("get", "nix", HELLO), "session 'nix' does not exist"),
         (("verify", "nix"), "session 'nix' does not exist"),
-        (("get", "talks-a", UNKNOWN), f"'talks-a' does not hold attachment '{UNKNOWN}'"),
-        (("put", "talks-a", "nix.txt"), "source names no regular file that can be read: 'nix.txt'"),
-        (("put", "talks-a", "."), "source names no regular file that can be read: '.'"),
-        (("put", "talks-a", "/dev/null"), "source names no regular file that can be read: '/dev/null'"),
+        (("get", "talks-a", UNKNOWN), f"attachment '{UNKNOWN}' is none that the session holds; 'fastness attach"),
+        (("put", "talks-a", "nix.txt"), "file 'nix.txt' cannot be read: No such file or directory"),
+        (("put", "talks-a", "."), "file '.' is no regular file; - reads standard input"),
+        (("put", "talks-a", "/dev/null"), "file '/dev/null' is no regular file; - reads standard input"),
         (("put", "talks-a", "hello.txt", "--name", "\udcff"), "name contains a lone surrogate"),
         (("put", "talks-a", "hello.txt", "--attachments", ""), "attachments must be named by a directory or a url"),
         (("put", "talks-a", "hello.txt", "--attachments", "ftp://x"), "attachments must be a directory, s3://…"),

@@ -47,6 +47,7 @@ def test_maintain_reports_attachments_as_json(held: Shell) -> None:
             "reclaimed_count": 1,
             "skipped_count": 0,
             "freed_byte_count": 6,
+            "absent_count": 0,
             "dry_run": True,
         },
         "released_unnamed_count": 0,
@@ -107,7 +108,20 @@ def test_maintain_does_not_take_an_empty_default_directory_for_the_store(held: S
     (held.directory / STORE).mkdir()
     intend(UNKNOWN)
     assert held.done(*SWEEP, "--apply").splitlines()[1:] == [NOT_SWEPT]
-    assert held.done(*SWEEP, "--apply", "--attachments", "moved").endswith(", 1 attachment (0 bytes)\n")
+    assert held.done(*SWEEP, "--apply", "--attachments", "moved").endswith(
+        ", 1 attachment (0 bytes; 1 had no bytes here)\n"
+    )
+
+
+def test_maintain_tells_what_had_no_bytes_where_it_looked(held: Shell) -> None:
+    """What was put into another place is let go of without a byte freed, dry or not; the help says so before."""
+    (held.directory / "big").write_bytes(b"x" * 5000)
+    held.done("attachments", "put", "talks-b", "big", "--attachments", "elsewhere")
+    held.done("delete", "talks-b", "--yes")
+    told = ", 1 attachment (0 bytes; 1 had no bytes here)"
+    assert held.done(*SWEEP).endswith(f"{told}; --apply does it\n")
+    assert held.done(*SWEEP, "--apply").endswith(f"{told}\n")
+    assert "All attachments of a database belong in one place" in held.done("maintain", "--help")
 
 
 def test_maintain_finds_what_nothing_names_only_when_it_is_told_to(held: Shell) -> None:

@@ -13,13 +13,13 @@ import apsw
 import psycopg
 import pytest
 
-from fastness.conformance.builders import chain, node_ids, turn
+from fastness.conformance.builders import chain, content_id, intent, node_ids, turn
 from fastness.engines import postgres_open, sqlite_open
 from fastness.errors import BackendError, DatabaseOpenError
 from fastness.model import SessionStoreCreateRequest
 from fastness.persistence import SqliteSessionStoreFactory, process_execution_env_ref
-from fastness.sql.migrations import Migration, migrations
-from fastness.sql.schema import POSTGRES_TYPES, Types
+from fastness.sql.migrations import Migration, migrations, script
+from fastness.sql.schema import POSTGRES_TYPES, SQLITE_TYPES, Types
 from tests.engines.postgres_lab import Ground, ground_of
 
 S = SessionStoreCreateRequest("s")
@@ -127,8 +127,18 @@ async def test_a_database_of_the_first_version_is_migrated_when_it_is_opened(
         return ground.factory() if ground is not None else SqliteSessionStoreFactory(tmp_path / "m.db")
 
     async with opened() as factory:
-        await turn(await factory.create_store(S), *chain("a", "b"))
-    undo = ("drop table environment", "delete from fastness_migration where version = 2")
+        store = await factory.create_store(S)
+        await turn(store, *chain("a", "b"))
+        await store.record_intent(intent(content_id("cat")))
+    undo = (
+        "drop table environment",
+        "drop index attachment_intent",
+        "alter table attachment drop column intent_id",
+        "create index attachment_intent on attachment (recorded_ms) where committed = 0",
+        "drop index attachment_release_time",
+        "create index attachment_release_time on attachment_release (released_ms)",
+        "delete from fastness_migration where version = 2",
+    )
     if ground is not None:
         for statement in undo:
             ground.execute(statement)
@@ -140,10 +150,42 @@ async def test_a_database_of_the_first_version_is_migrated_when_it_is_opened(
     environment = b'{"cwd": "/srv"}'
     ref = process_execution_env_ref(environment)
     async with opened() as factory:
-        assert await node_ids(await factory.create_store(S)) == ["a", "b"]
+        store = await factory.create_store(S)
+        assert await node_ids(store) == ["a", "b"]
+        await store.commit_refs("s", [content_id("cat")])
         await factory.process_execution_envs.put_process_execution_env(ref, environment)
         assert await factory.process_execution_envs.get_process_execution_env(ref) == environment
         assert (await factory.check()).findings == ()
+
+
+@pytest.mark.parametrize("engine", ["postgres", "sqlite"])
+async def test_an_older_database_that_was_changed_by_hand_is_refused_and_stays_as_it_was(
+    request: pytest.FixtureRequest, tmp_path: Path, engine: str
+) -> None:
+    """It is not migrated first and refused afterwards: the build that could read it still can."""
+    ground: Ground | None = request.getfixturevalue("ground") if engine == "postgres" else None
+    path = tmp_path / "m.db"
+    first = migrations(SQLITE_TYPES if ground is None else POSTGRES_TYPES)[:1]
+    statements = (*script(first), "alter table lane drop column liveness")
+    if ground is not None:
+        for statement in (f'create schema "{ground.schema}"', *statements):
+            ground.execute(statement)
+    else:
+        connection = apsw.Connection(str(path))
+        connection.pragma("journal_mode", "wal")
+        for statement in statements:
+            connection.execute(statement)
+        connection.close()
+    before = path.read_bytes() if ground is None else b""
+    for _ in range(2):
+        factory = ground.factory() if ground is not None else SqliteSessionStoreFactory(path)
+        async with factory:
+            with pytest.raises(DatabaseOpenError, match="lane has no column liveness"):
+                await factory.create_store(S)
+    if ground is not None:
+        assert ground.execute("select version from fastness_migration") == [(1,)]
+    else:
+        assert path.read_bytes() == before
 
 
 SHAPE = """

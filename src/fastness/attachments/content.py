@@ -11,7 +11,7 @@ import hashlib
 import io
 import os
 import stat
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable
 from contextlib import aclosing
 from pathlib import Path
 from typing import TypeAlias, TypeVar
@@ -65,6 +65,14 @@ async def blocks(source: AttachmentSource, max_bytes: int) -> AsyncGenerator[Blo
             yield block
 
 
+async def chained(begun: Iterable[Block], rest: AsyncIterator[Block]) -> AsyncIterator[Block]:
+    """Give what was fetched already, and then the rest."""
+    for block in begun:
+        yield block
+    async for block in rest:
+        yield block
+
+
 def path_of(source: os.PathLike[str]) -> Path:
     """Give a path as one of text. Raises ``InvalidInputError`` for one of bytes."""
     try:
@@ -89,12 +97,15 @@ def bytes_of(content: Block) -> memoryview:
 
 async def _of_file(path: Path) -> AsyncGenerator[Block, None]:
     try:
-        file = await in_thread(open_regular, path)
+        opening = in_thread(open_regular, path)
         try:
+            file = await opening
             while block := await in_thread(file.read, BLOCK_BYTES):
                 yield block
         finally:
-            file.close()
+            # Who is cancelled while the file is opened never gets to see it.
+            if opening.done() and opening.exception() is None:
+                opening.result().close()
     except (OSError, ValueError) as error:
         said = getattr(error, "strerror", None) or str(error)
         raise InvalidInputError("source", f"cannot be read: {str(path)!r}: {said}") from None

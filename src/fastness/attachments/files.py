@@ -19,7 +19,7 @@ import heapq
 import os
 import re
 import stat
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,7 @@ from fastness.attachments.content import (
     Step,
     blocks,
     bytes_of,
+    chained,
     check_max_bytes,
     check_part,
     in_thread,
@@ -64,6 +65,7 @@ _REASONS = {
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "permission"),
     **dict.fromkeys((errno.ENOTDIR, errno.ENOENT), "missing"),
 }
+_MORE_FILES = "raise the limit of open files (ulimit -n), or put fewer at once, and make the same call again"
 _REMEDIES = {
     "full": "free space there, or raise the quota, and make the same call again",
     "permission": "let this process read and write that directory and all below it, and make the same call again",
@@ -105,19 +107,25 @@ class FileAttachmentStore:
         # A stream can be read only once, so that it is written before anybody knows whether it had to be.
         if expected is not None and not isinstance(source, AsyncIterable) and await self._holds(source, expected):
             return expected
-        return await self._put_blocks(source, expected)
+        async with aclosing(blocks(source, self._max_bytes)) as pieces:
+            first, second = bytes(await anext(pieces, b"")), await anext(pieces, None)
+            if second is not None:
+                return await self._put_blocks((first, second), pieces, expected)
+        # A file is open only while a thread works on it: thousands of slow streams may be on their way at once.
+        name = await in_thread(self._folder.put_whole, first, expected, self._max_bytes)
+        assert name is not None  # it is no longer than a block, and within the limit
+        return name
 
-    async def _put_blocks(self, source: AttachmentSource, expected: str | None) -> str:
+    async def _put_blocks(self, begun: Iterable[Block], pieces: AsyncIterator[Block], expected: str | None) -> str:
         """Write and hash one block, each in a thread, while the next one is fetched."""
         incoming, digest = _Incoming(self._folder), hashlib.sha256()
         steps: list[Step[Any]] = [in_thread(incoming.create)]
         try:
-            async with aclosing(blocks(source, self._max_bytes)) as pieces:
-                async for piece in pieces:
-                    block = _frozen(piece)
-                    for step in steps:
-                        await step
-                    steps = [in_thread(incoming.write, block), in_thread(digest.update, block)]
+            async for piece in chained(begun, pieces):
+                block = _frozen(piece)
+                for step in steps:
+                    await step
+                steps = [in_thread(incoming.write, block), in_thread(digest.update, block)]
             for step in steps:
                 await step
             name = require_id(digest.hexdigest(), expected)
@@ -180,9 +188,13 @@ class FileAttachmentStore:
         return await asyncio.to_thread(self._folder.size, name)
 
     async def delete(self, attachment_id: str) -> int:
-        """Remove content for good, and give how many bytes that freed: 0 where there is none."""
+        """Remove content for good, and give how many bytes that freed: 0 where there is none.
+
+        Where the directory is not there at all, nothing is known of its content: that is an ``AttachmentStoreError``.
+        """
         name = limits.check_attachment_id("attachment_id", attachment_id)
-        return await in_thread(self._folder.delete, name)
+        # Unlike a put, it may be given up as long as no thread has begun: a sweep's time for it is limited.
+        return await asyncio.to_thread(self._folder.delete, name)
 
     async def discard_unfinished(self, older_than_epoch_ms: int) -> int:
         """Remove what puts of dead processes left, untouched since then. Gives how many bytes that freed."""
@@ -214,7 +226,17 @@ class _Folder:
         except OSError as error:
             reason = _REASONS.get(error.errno or 0, "io")
             detail = f"the attachment store in {self.root!r} could not {doing}: {error.strerror or error}"
-            raise AttachmentStoreError(reason, detail, _REMEDIES[reason]) from error
+            remedy = _MORE_FILES if error.errno in {errno.EMFILE, errno.ENFILE} else _REMEDIES[reason]
+            raise AttachmentStoreError(reason, detail, remedy) from error
+
+    def require(self) -> None:
+        """Refuse a directory that is not there, or that no put has made ready: a volume may not be mounted."""
+        if not os.path.isdir(f"{self.root}/{INCOMING}"):  # noqa: PTH112
+            raise AttachmentStoreError(
+                "missing",
+                f"the attachment store in {self.root!r} is not there, or was never used",
+                "see that its volume is mounted, or name the directory that is in use",
+            )
 
     def prepare(self) -> None:
         """Make the directories that are missing, durably. Raises ``OSError``."""
@@ -292,10 +314,12 @@ class _Folder:
         """Remove content, and give the bytes freed."""
         path, freed = Path(self.path(name)), 0
         with self.telling("delete content"):
-            with suppress(FileNotFoundError):
+            try:
                 found = path.lstat()
                 path.unlink()
                 freed = found.st_size if stat.S_ISREG(found.st_mode) else 0
+            except FileNotFoundError:
+                self.require()
             # Also where there was nothing: whoever deleted it may have died before the deletion was durable.
             with suppress(FileNotFoundError):
                 _sync_directory(path.parent)

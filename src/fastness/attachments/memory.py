@@ -68,6 +68,7 @@ class InMemoryAttachmentStore:
 
     async def list(self, *, after: str = "", limit: int = 1000) -> Sequence[str]:
         """Give a page of ids, in their order."""
+        limits.check_text("after", after)
         limits.check_positive("limit", limit)
         return sorted(each for each in self._contents if each > after)[:limit]
 

@@ -24,6 +24,7 @@ from fastness.attachments.content import (
     Block,
     Digest,
     blocks,
+    chained,
     check_max_bytes,
     check_part,
     require_id,
@@ -31,7 +32,7 @@ from fastness.attachments.content import (
 )
 from fastness.attachments.measured import measured
 from fastness.attachments.object_faults import MISSING, Fault, bounded, fault_of
-from fastness.decide.limits import check_attachment_id, check_positive
+from fastness.decide.limits import check_attachment_id, check_int63, check_positive, check_text
 from fastness.errors import AttachmentNotFoundError, AttachmentStoreError, InvalidInputError, StoreError
 from fastness.model.attachments import AttachmentPersistence, AttachmentSource
 
@@ -113,6 +114,8 @@ class ObjectAttachmentStore:
         """
         self._library = _library()
         kinds = self._library.store
+        if not isinstance(store, kinds.ObjectStore):
+            raise InvalidInputError("store", "must be a store of the library obstore; from_url opens one by its url")
         self._store = store
         self._prefix = _checked_prefix(prefix)
         self._max_bytes = check_max_bytes(max_bytes)
@@ -162,7 +165,7 @@ class ObjectAttachmentStore:
             second = await anext(content, None)
             if second is None:
                 return await self._put_small(first, attachment_id)
-            return await self._put_large(source, _after((first, second), content), attachment_id)
+            return await self._put_large(source, chained((first, second), content), attachment_id)
 
     async def get(self, attachment_id: str, *, start: int = 0, end: int | None = None, verify: bool = False) -> bytes:
         """Give the bytes of some content from ``start`` up to ``end``, the way a slice does.
@@ -204,15 +207,15 @@ class ObjectAttachmentStore:
 
     async def list(self, *, after: str = "", limit: int = 1000) -> Sequence[str]:
         """Give up to ``limit`` ids, in their order, from behind ``after``. What has another name is left out."""
-        if after != "":
-            check_attachment_id("after", after)
+        check_text("after", after)
         check_positive("limit", limit)
         if self._in_order:
             found = await self._listed(self._prefix, after, limit)
         else:
             found = []  # in no order, or in one of the service's own: shard by shard, so that little is held
-            for shard in range(int(after[:2] or "0", 16), 256):
-                found += sorted(await self._listed(f"{self._prefix}{shard:02x}", after, None))
+            for shard in (f"{number:02x}" for number in range(256)):
+                if shard >= after[:2]:
+                    found += sorted(await self._listed(f"{self._prefix}{shard}", after, None))
                 if len(found) >= limit:
                     break
         if not found and await self._without_directory():
@@ -226,6 +229,7 @@ class ObjectAttachmentStore:
         are not visible and cost space. Have the service remove them: S3 and Google Cloud Storage by a lifecycle rule
         of the bucket that aborts incomplete multipart uploads, Azure by itself after a week.
         """
+        check_int63("older_than_epoch_ms", older_than_epoch_ms)
         return 0
 
     async def _put_small(self, content: bytes, expected: str | None) -> str:
@@ -327,7 +331,10 @@ class ObjectAttachmentStore:
         """Give the ids below a prefix and behind ``after``, as they come, until there are ``limit`` of them."""
         pages = aiter(
             self._library.list(
-                self._store, under.rstrip("/") or None, offset=self._key(after) if after else None, chunk_size=1000
+                self._store,
+                under.rstrip("/") or None,
+                offset=self._key(after) if after.isalnum() else None,
+                chunk_size=1000,
             )
         )
         found: Ids = []
@@ -406,6 +413,8 @@ class _Upload:
     def __init__(self, start: Callable[[AsyncIterator[bytes]], Awaitable[object]]) -> None:
         self._wire: asyncio.Queue[bytes | Literal["end", "abandon"]] = asyncio.Queue(1)
         self._sent = asyncio.ensure_future(start(self._blocks()))
+        # Whatever becomes of it is seen, also where whoever waits for it goes away.
+        self._sent.add_done_callback(lambda sent: sent.cancelled() or sent.exception())
 
     async def _blocks(self) -> AsyncIterator[bytes]:
         while isinstance(block := await self._wire.get(), bytes):
@@ -435,17 +444,7 @@ class _Upload:
             self._wire.get_nowait()
         self._wire.put_nowait("abandon")
         await asyncio.wait({self._sent}, timeout=patience_s)
-        if not self._sent.done():
-            self._sent.cancel()
-        elif not self._sent.cancelled():
-            self._sent.exception()  # seen, and of no more interest than what led here
-
-
-async def _after(first: Sequence[Block], rest: AsyncIterator[Block]) -> AsyncIterator[Block]:
-    for block in first:
-        yield block
-    async for block in rest:
-        yield block
+        self._sent.cancel()
 
 
 async def _next(series: AsyncIterator[_T], end: _T) -> _T:

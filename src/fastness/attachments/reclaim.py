@@ -19,6 +19,10 @@ from fastness.model import (
     AttachmentReclamationReport,
     AttachmentStore,
 )
+from fastness.model.base import sha256_hex
+
+EMPTY = sha256_hex(b"")
+"""The one content that frees no bytes when it is deleted."""
 
 MARK_TTL_MS = 60_000
 """How long a mark lives: that long an intent for the same content waits for a sweep that has died."""
@@ -35,10 +39,13 @@ async def reclaim_orphaned_attachments(
 ) -> AttachmentReclamationReport:
     """Delete the bytes that only intents and releases up to a time name, in all sessions of a database.
 
-    ``manifest`` is any store of the database. The cut-off, inclusive, must be further back than the longest put and the
+    ``manifest`` is any store of the database, and ``store`` one that this database alone uses: what another one refers
+    to, this one does not know. The cut-off, inclusive, must be further back than the longest put and the
     longest turn: a put or a turn that takes longer has to put its content again. Work that runs beside it is safe: the
-    manifest marks what is deleted, so that an intent for the same content waits. A mark lapses after ``mark_ttl_ms``; a
-    sweep deletes nothing in the second half of that time, which is the time that one call of ``store.delete`` has.
+    manifest marks what is deleted, so that an intent for the same content waits. A mark lapses after ``mark_ttl_ms``.
+    Before each delete the database is asked how long its mark still lives; the call is begun only in the first half of
+    a mark's life, and given up after half of what is left: the rest is for a request that is under way already. (A
+    machine that sleeps during that one call may still send it too late.)
 
     Raises ``StoreError`` where the manifest or the bytes cannot be reached. What was done by then is done; the rest
     is for the next run. With ``dry_run`` nothing is marked or deleted.
@@ -52,16 +59,17 @@ async def reclaim_orphaned_attachments(
     while page := await manifest.list_uncommitted(older_than_epoch_ms, after=last, limit=batch_size):
         last = page[-1]
         sweep.scanned += len(page)
-        # Only what a dry run has counted is remembered: a real one does not meet it again.
         contents = [each for each in dict.fromkeys(entry.attachment_id for entry in page) if each not in seen]
+        seen.update(contents)  # what stays may be named on other pages, too
         if dry_run:
-            seen.update(contents)
             await sweep.count(contents)
         else:
             await sweep.take(contents)
     if not dry_run:
         sweep.freed += await store.discard_unfinished(older_than_epoch_ms)
-    return AttachmentReclamationReport(sweep.scanned, sweep.reclaimed, sweep.skipped, sweep.freed, dry_run)
+    return AttachmentReclamationReport(
+        sweep.scanned, sweep.reclaimed, sweep.skipped, sweep.freed, sweep.absent, dry_run
+    )
 
 
 async def release_unnamed_attachments(manifest: AttachmentManifest, store: AttachmentStore) -> int:
@@ -90,7 +98,7 @@ class _Sweep:
         self._store = store
         self._older_than = older_than_epoch_ms
         self._mark_ttl_ms = mark_ttl_ms
-        self.scanned = self.reclaimed = self.skipped = self.freed = 0
+        self.scanned = self.reclaimed = self.skipped = self.freed = self.absent = 0
 
     async def count(self, contents: Sequence[str]) -> None:
         """Count what would be deleted."""
@@ -98,12 +106,13 @@ class _Sweep:
         self.skipped += len(contents) - len(loose)
         for each in loose:
             self.reclaimed += 1
-            with suppress(AttachmentNotFoundError):  # an intent whose bytes never came
+            try:
                 self.freed += await self._store.size(each)
+            except AttachmentNotFoundError:
+                self.absent += 1
 
     async def take(self, contents: Sequence[str]) -> None:
         """Mark what may go, delete it, and forget it. What could not be deleted stays marked, and on record."""
-        marked_at = asyncio.get_running_loop().time()
         grant = await self._manifest.begin_reclaim(
             contents, older_than_epoch_ms=self._older_than, mark_ttl_ms=self._mark_ttl_ms
         )
@@ -111,16 +120,28 @@ class _Sweep:
         deleted: list[str] = []
         try:
             for each in grant.attachment_ids:
-                self._require_time(marked_at)
-                self.freed += await self._store.delete(each)
+                freed = await self._delete(grant, each)
+                self.freed += freed
+                self.absent += not freed and each != EMPTY
                 deleted.append(each)
         finally:
             self.reclaimed += await self._finish(grant, deleted)
 
-    def _require_time(self, marked_at: float) -> None:
-        waited_ms = int((asyncio.get_running_loop().time() - marked_at) * 1000)
-        if waited_ms * 2 > self._mark_ttl_ms:
-            raise ContendedError("deleting attachments took so long that their marks are about to lapse", waited_ms)
+    async def _delete(self, grant: AttachmentReclaimGrant, attachment_id: str) -> int:
+        """Delete content while nobody can put it again. The database's own clock says how long that is."""
+        mark = AttachmentReclaimGrant(grant.sweep_id, (attachment_id,), grant.lapses_at_epoch_ms)
+        left_ms = await self._manifest.reclaim_left_ms(mark)
+        if left_ms * 2 >= self._mark_ttl_ms:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(left_ms / 2000):
+                    return await self._store.delete(attachment_id)
+            left_ms //= 2
+        waited_ms = max(0, self._mark_ttl_ms - left_ms)
+        raise ContendedError(
+            "deleting attachments took so long that their marks are about to lapse",
+            waited_ms,
+            "what was deleted by then is deleted, and the next sweep goes on: see why the store is slow",
+        )
 
     async def _finish(self, grant: AttachmentReclaimGrant, deleted: Sequence[str]) -> int:
         if not deleted:

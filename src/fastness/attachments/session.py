@@ -7,14 +7,19 @@ manifest does not hold, and that the next commit is told what to refer to. It kn
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
 
 from fastness.attachments.content import DEFAULT_MAX_BYTES, check_max_bytes
 from fastness.attachments.measured import Measured, measured
 from fastness.attachments.media import describe
 from fastness.decide import limits
-from fastness.errors import AttachmentNotFoundError, AttachmentNotInManifestError, ContendedError
+from fastness.errors import (
+    AttachmentNotFoundError,
+    AttachmentNotInManifestError,
+    ContendedError,
+    InvalidInputError,
+)
 from fastness.model import (
     AttachmentIntent,
     AttachmentManifest,
@@ -60,14 +65,15 @@ class SessionAttachmentStore:
         """Keep content and give the reference to it, which the next commit has to stamp.
 
         A path is read twice, and refused if it changed in between. ``media_type`` is told from the content where it is
-        not given; images have their size in pixels.
+        not given; images have their size in pixels. Of content that the session holds already, the manifest keeps the
+        name and media type that it has; the reference has the new ones.
 
         Raises ``InvalidInputError`` for a source that cannot be read or is too large, ``AttachmentStoreError`` where
         the bytes cannot be kept, ``ContendedError`` where sweeps are in the way. Then there is nothing to refer to.
         """
-        limits.check_text("name", name)
+        limits.check_attachment_name("name", name)
         if media_type is not None:
-            limits.check_text("media_type", media_type)
+            limits.check_media_type("media_type", media_type)
         async with measured(source, self._max_bytes, self._spool_directory) as found:
             reference = await _reference(found, name, media_type)
 
@@ -80,8 +86,9 @@ class SessionAttachmentStore:
     async def share(self, reference: AttachmentRef, source: SessionAttachmentStore) -> AttachmentRef:
         """Take over content that another session holds; the next commit of this one has to stamp it.
 
-        The bytes stay where they are, if both sessions keep them in one store. Raises ``AttachmentNotInManifestError``
-        where the other session does not hold it.
+        The bytes stay where they are, if both sessions keep them in one store, which only sessions of one database may
+        do. Raises ``AttachmentNotInManifestError``
+        where the other session does not hold it, and ``InvalidInputError`` for a reference of another size.
         """
         limits.check_attachment_ref("reference", reference)
         attachment_id = reference.attachment_id
@@ -89,11 +96,14 @@ class SessionAttachmentStore:
 
         async def have_bytes() -> None:
             try:
-                await self._store.size(attachment_id)
+                size = await self._store.size(attachment_id)
             except AttachmentNotFoundError:
                 if source._store is self._store:
                     raise
                 await self._store.put(source._store.stream(attachment_id), attachment_id=attachment_id)
+                size = await self._store.size(attachment_id)
+            if size != reference.size:
+                raise InvalidInputError("reference.size", f"says {reference.size} bytes, the content has {size}")
 
         await self._under_intent(reference, have_bytes)
         return reference
@@ -130,23 +140,27 @@ class SessionAttachmentStore:
     def stamp(self, commit: RuntimeCommit) -> RuntimeCommit:
         """Have a commit of this session refer to all that is pending; do it before ``with_turn_commit``."""
         named = set(commit.committed_attachment_ids)
+        proven = {proof.attachment_id for proof in commit.attachment_proofs}
         missing = [each for each in self._pending if each not in named]
-        if not missing:
-            return commit
-        return commit.with_committed_attachments(missing, [self._pending[each] for each in missing])
+        proofs = [proof for each, proof in self._pending.items() if each not in proven]
+        return commit.with_committed_attachments(missing, proofs) if missing or proofs else commit
 
     async def commit_refs(self) -> None:
         """Refer to all that is pending at once, outside of a turn. Raises ``AttachmentNotInManifestError``."""
         pending = dict(self._pending)
         if pending:
             await self._manifest.commit_refs(self.session_id, tuple(pending), proofs=tuple(pending.values()))
-        for each in pending:
-            self._pending.pop(each, None)
+        self._forget_pending(pending.values())
 
     def settled(self, commit: RuntimeCommit) -> None:
         """Say that a commit has landed: what it refers to is no longer pending."""
-        for each in commit.committed_attachment_ids:
-            self._pending.pop(each, None)
+        self._forget_pending(commit.attachment_proofs)
+
+    def _forget_pending(self, proofs: Iterable[AttachmentProof]) -> None:
+        """What was put anew while that was under way stays pending."""
+        for proof in proofs:
+            if self._pending.get(proof.attachment_id) == proof:
+                del self._pending[proof.attachment_id]
 
     # --- reading ---
 

@@ -7,8 +7,10 @@ A reader that goes away before the end has what it wanted: that is quiet, and no
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from typing import NoReturn
 
 
 def run() -> None:
@@ -26,6 +28,15 @@ def run() -> None:
     status = main()
     if "obstore" in sys.modules:
         # Its threads may still be letting go of a request. One that finds the interpreter half taken down aborts the
-        # process; everything is closed and flushed by now, so there is nothing left to take down.
-        os._exit(status)
+        # process; everything is closed by now, so there is nothing left to take down.
+        _leave(status)
     sys.exit(status)
+
+
+def _leave(status: int) -> NoReturn:
+    """End the process at once, after what the streams still hold."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            with contextlib.suppress(OSError):
+                stream.flush()
+    os._exit(status)

@@ -15,13 +15,13 @@ import select
 import stat
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Annotated, Literal
 
 import typer
 
-from fastness.cli.screen import columns, counted, moment, one_line, out, out_json, progress_bar
+from fastness.cli.screen import columns, counted, moment, note, one_line, out, out_json, progress_bar
 from fastness.cli.session import (
     AttachmentsOption,
     AttachmentsPlace,
@@ -32,9 +32,11 @@ from fastness.cli.session import (
     open_session,
     run,
 )
+from fastness.decide import limits
 from fastness.errors import (
     AttachmentDamagedError,
     AttachmentNotFoundError,
+    AttachmentNotInManifestError,
     AttachmentStoreError,
     InvalidInputError,
 )
@@ -55,6 +57,10 @@ _GLANCE_S = 0.2
 
 _SHOWN = 12
 """How many digits of an id a table shows; ``get`` takes them."""
+
+_NAME_WIDTH = 60
+_TYPE_WIDTH = 40
+"""How many characters of a name and of a media type a table shows; JSON has all of them."""
 
 _ID = re.compile(r"[0-9a-f]{6,64}")
 _STANDARD = "-"
@@ -119,7 +125,14 @@ def put(
     database: DatabaseOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Keep a file as an attachment of a session, and print its id."""
+    """Keep a file as an attachment of a session, and print its id.
+
+    Of content that the session has already, the list keeps the name and media type it was first put under.
+    """
+    if name is not None and not name:
+        raise InvalidInputError("--name", "is empty; say what to call it, or leave it out")
+    if media_type is not None:
+        limits.check_media_type("--media-type", media_type)
     where = attachments_place(context, database, place)
     reference = run(context, database, lambda factory: _put(factory, where, session_id, file, name, media_type))
     out_json(reference) if as_json else out(reference.attachment_id)
@@ -130,7 +143,7 @@ def get(
     session_id: SessionArgument,
     attachment_id: Annotated[str, typer.Argument(metavar="ATTACHMENT", help="Its id, or 6 or more digits of it.")],
     output: Annotated[
-        Path | None,
+        str | None,
         typer.Option(metavar="FILE", help="A new file, which appears when all is there; - is the terminal."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
@@ -143,11 +156,13 @@ def get(
         raise InvalidInputError(
             "attachments get", "prints no content to a terminal; name a file with --output, or - to have it there"
         )
-    if output is None or str(output) == _STANDARD:
+    if output is None or output == _STANDARD:
         write: Callable[[bytes], object] = sys.stdout.buffer.write
         run(context, database, lambda factory: _get(factory, where, session_id, attachment_id, write))
         return
-    with _whole_file(output, force=force) as file:
+    if not output or output.endswith(("/", "/.")):
+        raise InvalidInputError(f"--output {output!r}", "names no file")
+    with _whole_file(Path(output), force=force) as file:
         size = run(context, database, lambda factory: _get(factory, where, session_id, attachment_id, file.write))
     out(one_line(f"wrote {counted(size, 'byte')} to {output}"))
 
@@ -201,8 +216,9 @@ async def _list(factory: EngineSessionStoreFactory, session_id: str | None, *, a
 
 def _row(entry: AttachmentManifestEntry) -> tuple[str, ...]:
     found = entry.reference
-    about = ("", "", "") if found is None else (f"{found.size:,}", found.media_type, found.name)
-    return entry.attachment_id[:_SHOWN], entry.state, about[0], moment(entry.recorded_at_epoch_ms), *about[1:]
+    size, media_type, name = ("", "", "") if found is None else (f"{found.size:,}", found.media_type, found.name)
+    shown = (one_line(media_type, _TYPE_WIDTH), one_line(name, _NAME_WIDTH))
+    return entry.attachment_id[:_SHOWN], entry.state, size, moment(entry.recorded_at_epoch_ms), *shown
 
 
 async def _put(
@@ -216,11 +232,51 @@ async def _put(
     store = place.open()
     session = await open_session(factory, session_id)
     held = SessionAttachmentStore(session, store, session_id)
-    source = _standard_input() if file == _STANDARD else Path(file)
-    called = "stdin" if file == _STANDARD else Path(file).name
-    reference = await held.put(source, name=called if name is None else name, media_type=media_type)
+    called = _called(file) if name is None else name
+    source = _standard_input() if file == _STANDARD else _regular(file)
+    try:
+        reference = await held.put(source, name=called, media_type=media_type)
+    except InvalidInputError as error:
+        if error.what != "source" or file == _STANDARD:
+            raise
+        raise InvalidInputError(f"file {file!r}", error.reason) from None
     await held.commit_refs()
+    _note_other_name(reference, await session.find_attachment(session_id, reference.attachment_id))
     return reference
+
+
+def _called(file: str) -> str:
+    """Give the name for a file that was given none."""
+    if file == _STANDARD:
+        return "stdin"
+    name = Path(file).name
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise InvalidInputError(
+            f"file {file!r}", "has a name that is not UTF-8; say with --name what to call it"
+        ) from None
+    return name
+
+
+def _regular(file: str) -> Path:
+    path = Path(file)
+    try:
+        found = path.stat()
+    except (OSError, ValueError) as error:
+        said = getattr(error, "strerror", None) or str(error)
+        raise InvalidInputError(f"file {file!r}", f"cannot be read: {said}") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise InvalidInputError(f"file {file!r}", "is no regular file; - reads standard input")
+    return path
+
+
+def _note_other_name(put: AttachmentRef, listed: AttachmentManifestEntry | None) -> None:
+    """Tell whoever put content once more that the list goes on to show it as it was first put."""
+    first = put if listed is None or listed.reference is None else listed.reference
+    if (first.name, first.media_type) != (put.name, put.media_type):
+        what = f"{one_line(first.name, _NAME_WIDTH)!r} ({one_line(first.media_type, _TYPE_WIDTH)})"
+        note(f"the session had this content already, and the list goes on to show it as {what}")
 
 
 async def _standard_input() -> AsyncIterator[bytes]:
@@ -251,9 +307,13 @@ async def _get(
     session = await open_session(factory, session_id)
     held = SessionAttachmentStore(session, store, session_id)
     size = 0
-    async for block in held.stream(await _whole_id(held, given), verify=True):
-        write(block)
-        size += len(block)
+    try:
+        async for block in held.stream(await _whole_id(held, given), verify=True):
+            write(block)
+            size += len(block)
+    except AttachmentNotFoundError:
+        await place.require_content(store)
+        raise
     return size
 
 
@@ -262,7 +322,12 @@ async def _whole_id(held: SessionAttachmentStore, given: str) -> str:
     what = f"attachment {given!r}"
     if not _ID.fullmatch(given):
         raise InvalidInputError(what, "must be 64 hexadecimal digits in lower case, or the first 6 or more of them")
+    unknown = InvalidInputError(what, "is none that the session holds; 'fastness attachments list' shows them")
     if len(given) == 64:
+        try:
+            await held.require_held(given)
+        except AttachmentNotInManifestError:
+            raise unknown from None
         return given
     # Behind what would stand right before the first that begins so.
     before = AttachmentManifestEntry(held.session_id, given, "intent", 0)
@@ -270,7 +335,7 @@ async def _whole_id(held: SessionAttachmentStore, given: str) -> str:
     if len(found) > 1:
         raise InvalidInputError(what, "is how several begin that the session holds; give more digits")
     if not found:
-        raise InvalidInputError(what, "is none that the session holds; 'fastness attachments list' shows them")
+        raise unknown
     return found[0].attachment_id
 
 
@@ -293,7 +358,8 @@ def _whole_file(path: Path, *, force: bool) -> Iterator[IO[bytes]]:
         else:
             _name_new(draft, path)
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):  # such as on a file system that is read only: what went wrong before is told
+            draft.unlink()
 
 
 def _require_free(path: Path, *, force: bool) -> None:
@@ -332,6 +398,8 @@ async def _verify(
             found = await _look_at(manifest, store, entries)
             bar.advance(task)
             if isinstance(found, AttachmentFault):
+                if found.fault == "missing" and not ok and not faults:
+                    await place.require_content(store)
                 faults.append(found)
             elif found is None:
                 unwritten += 1

@@ -13,6 +13,8 @@ import typer
 from fastness.cli.attachments import entries_of
 from fastness.cli.screen import counted, one_line, out, out_json, progress_bar
 from fastness.cli.session import (
+    HOLDS_NOTHING,
+    NO_DIRECTORY,
     AttachmentsOption,
     AttachmentsPlace,
     DatabaseOption,
@@ -108,7 +110,11 @@ def maintain(
     database: DatabaseOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Vacuum every session, and collect blobs and attachments that nothing needs. A dry run unless --apply is given."""
+    """Vacuum every session, and collect blobs and attachments that nothing needs. A dry run unless --apply is given.
+
+    All attachments of a database belong in one place: what is swept here is forgotten, also where its bytes are
+    elsewhere.
+    """
     place = attachments_place(context, database, attachments)
     sweep = Sweep(place, _duration_ms(attachments_older_than), unnamed_attachments)
     if not apply:
@@ -185,12 +191,12 @@ async def _store_of(factory: EngineSessionStoreFactory, sweep: Sweep) -> Attachm
     if place.is_absent():
         # A place that nobody has put anything in yet is none until then.
         is_right = place.is_named and not await _has_rows(manifest)
-        wrong = "is no directory; name the one that is in use"
+        wrong = NO_DIRECTORY
     else:
         is_right = bool(await store.list(limit=1)) or not await _is_referred_to(manifest)
-        wrong = "holds no attachment, while sessions refer to some; name the place where they are"
+        wrong = HOLDS_NOTHING
     if place.is_named and not is_right:
-        raise InvalidInputError("the place named for attachments", wrong)  # a url may hold a secret
+        raise place.refusal(wrong)
     return store if is_right else None
 
 
@@ -209,6 +215,9 @@ async def _is_referred_to(manifest: AttachmentManifest) -> bool:
 async def _sweep(
     factory: EngineSessionStoreFactory, store: AttachmentStore, sweep: Sweep, *, dry_run: bool
 ) -> SweepReport:
+    if sweep.place.is_absent():
+        # There are no rows either, else it would have been refused: nothing was ever put.
+        return SweepReport(AttachmentReclamationReport(0, 0, dry_run=dry_run), 0)
     manifest = factory.attachment_manifest
     unnamed = sweep.unnamed and not dry_run
     released = await release_unnamed_attachments(manifest, store) if unnamed else 0
@@ -268,7 +277,8 @@ def _removed(vacuumed: VacuumReport, collected: GcReport, swept: SweepReport | N
 
 def _swept(report: SweepReport) -> str:
     done = report.reclamation
-    return f"{counted(done.reclaimed_count, 'attachment')} ({done.freed_byte_count:,} bytes)"
+    text = f"{counted(done.reclaimed_count, 'attachment')} ({done.freed_byte_count:,} bytes"
+    return text + (f"; {done.absent_count:,} had no bytes here)" if done.absent_count else ")")
 
 
 def _duration_ms(text: str) -> int:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import io
-import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Annotated, TextIO
+from typing import Annotated
 
 import typer
 
 from fastness.cli import attachments, care, moving, schema, transfer, view
-from fastness.cli.screen import one_line
+from fastness.cli.screen import note, silence
 from fastness.cli.session import DatabaseOption, remember_database
 from fastness.errors import StoreError
 
@@ -76,23 +75,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _INTERRUPTED
     except (BrokenPipeError, SystemExit):
         # The reader has gone, with all it wanted; the parser turns that into an exit.
-        _silence(sys.stdout)
+        silence(sys.stdout)
     except OSError as error:
-        _silence(sys.stdout)
+        silence(sys.stdout)
         return _fail(f"cannot write the output: {error.strerror or error}")
     return status if isinstance(status, int) else 0
 
 
 def _fail(message: str) -> int:
-    try:
-        print(f"fastness: {one_line(message)}", file=sys.stderr, flush=True)
-    except OSError:
-        _silence(sys.stderr)
+    note(message)
     return _FAILED
-
-
-def _silence(stream: TextIO) -> None:
-    """Send what a stream still holds nowhere: Python would flush it at the end, complain and change the status."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)

@@ -37,7 +37,8 @@ def copy(
     """Copy every session to another database and verify it there, while the source is in use.
 
     Running it again completes a copy that was interrupted. A session that DST has with other content is left alone;
-    exit status 1 says that there was one. Bytes of attachments are not in the database and stay where they are.
+    exit status 1 says that there was one. Bytes of attachments are not in the database and stay
+    where they are; fastness.transfer.copy_attachments takes them to another place.
     """
     for url in (source, destination):
         _refuse_memory(url)
@@ -55,7 +56,8 @@ def backup(
 ) -> None:
     """Write all sessions, as they are at this moment, into a new file, while the database is in use.
 
-    The file is itself a database: --database sqlite:///FILE reads it. Bytes of attachments are not in it.
+    The file is itself a database: --database sqlite:///FILE reads it. Bytes of attachments are not in it:
+    back up the place where they are as well.
     """
     _refuse_memory(database_url(context, database))
 

@@ -8,11 +8,12 @@ visible signs instead.
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TextIO
 
 import msgspec
 from rich.console import Console
@@ -65,6 +66,21 @@ def out_bytes(data: bytes) -> None:
         sys.stdout.write(data.decode() + "\n")
     else:
         binary.write(data + b"\n")
+
+
+def note(text: str) -> None:
+    """Say something besides the result, on stderr. Where nobody can be told, nobody is: the result stands."""
+    try:
+        print(f"fastness: {one_line(text)}", file=sys.stderr, flush=True)
+    except OSError:
+        silence(sys.stderr)
+
+
+def silence(stream: TextIO) -> None:
+    """Send what a stream still holds nowhere: Python would flush it at the end, complain and change the status."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def columns(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -26,6 +26,9 @@ DEFAULT_DATABASE = "sqlite:///fastness.db"
 IN_MEMORY = "memory:"
 """What is named so lives in one process: a command that ends would take it along."""
 
+NO_DIRECTORY = "is no directory; name the one that is in use"
+HOLDS_NOTHING = "holds no attachment, while sessions refer to some; name the place where they are"
+
 T = TypeVar("T")
 
 DatabaseOption = Annotated[
@@ -86,6 +89,20 @@ class AttachmentsPlace(NamedTuple):
             return not Path(self.where).is_dir()
         except OSError:
             return False  # the store says what is wrong
+
+    def refusal(self, reason: str) -> InvalidInputError:
+        """Say that this place cannot be the one. A place that somebody named is not shown: a url may hold a secret."""
+        named = "the place named for attachments"
+        return InvalidInputError(
+            named if self.is_named else f"the default place for attachments, {self.where},", reason
+        )
+
+    async def require_content(self, store: AttachmentStore) -> None:
+        """Raise ``InvalidInputError`` if nothing at all is kept here: whoever misses some content looks elsewhere."""
+        if self.is_absent():
+            raise self.refusal(NO_DIRECTORY)
+        if not await store.list(limit=1):
+            raise self.refusal(HOLDS_NOTHING)
 
 
 def attachments_place(context: typer.Context, database: str | None, attachments: str | None) -> AttachmentsPlace:

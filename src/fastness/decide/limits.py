@@ -70,6 +70,9 @@ from fastness.model.turn_input import (
 )
 
 MAX_ID_BYTES = 512
+MAX_NAME_BYTES = 4096
+MAX_MEDIA_TYPE = 255
+_MEDIA_TYPE = re.compile(r"[!#$&^_.+\-\w]+/[!#$&^_.+\-\w]+( *;[ -~]*)?", re.ASCII)
 """The longest id or key, in bytes of UTF-8."""
 
 MAX_TTL_MS = 100 * 366 * 24 * 3600 * 1000
@@ -285,16 +288,32 @@ def check_proofs(what: str, proofs: Sequence[AttachmentProof]) -> tuple[Attachme
     for proof in _series(what, proofs):
         check_type(what, proof, AttachmentProof)
         check_id(f"{what}.attachment_id", proof.attachment_id)
-        check_id(f"{what}.intent_id", proof.intent_id)
+        check_text(f"{what}.intent_id", proof.intent_id)
     return tuple(proofs)
+
+
+def check_attachment_name(what: str, value: object) -> str:
+    """Take what content is called. It is no path: whoever makes a file of it has to see to that."""
+    name = check_text(what, value)
+    if utf8_size(name) > MAX_NAME_BYTES:
+        raise InvalidInputError(what, f"must be at most {MAX_NAME_BYTES} bytes of UTF-8")
+    return name
+
+
+def check_media_type(what: str, value: object) -> str:
+    """Take a media type, with parameters or without."""
+    media_type = check_text(what, value)
+    if len(media_type) > MAX_MEDIA_TYPE or not _MEDIA_TYPE.fullmatch(media_type):
+        raise InvalidInputError(what, f"must be like image/png, of at most {MAX_MEDIA_TYPE} characters")
+    return media_type
 
 
 def check_attachment_ref(what: str, reference: AttachmentRef) -> None:
     """Take a reference to content. Whether the session may refer to it is another question."""
     check_type(what, reference, AttachmentRef)
     check_attachment_id(f"{what}.attachment_id", reference.attachment_id)
-    check_text(f"{what}.name", reference.name)
-    check_text(f"{what}.media_type", reference.media_type)
+    check_attachment_name(f"{what}.name", reference.name)
+    check_media_type(f"{what}.media_type", reference.media_type)
     check_count(f"{what}.size", reference.size)
     for side, pixels in (("width", reference.width), ("height", reference.height)):
         if pixels is not None:

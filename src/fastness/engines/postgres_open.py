@@ -164,10 +164,16 @@ async def bring_up_to_date(connection: psycopg.AsyncConnection[Any], place: Plac
                 "name a database that has some, or import something first",
             )
         if missing(applied, migrations(POSTGRES_TYPES)):
-            await _migrate(connection, place.schema)
-        findings = await drift(connection, place.schema)
+            await _migrate(connection, place)
+        else:
+            await _refuse_drift(connection, place)
     except psycopg.Error as error:
         raise translated(error, place) from None
+
+
+async def _refuse_drift(connection: psycopg.AsyncConnection[Any], place: Place) -> None:
+    """Refuse a schema whose ledger is current and whose tables are not: statements on them would fail."""
+    findings = await drift(connection, place.schema)
     if findings:
         more = len(findings) - _MAX_FINDINGS
         told = ", ".join(findings[:_MAX_FINDINGS]) + (f", and {more} more" if more > 0 else "")
@@ -207,8 +213,9 @@ async def _applied(connection: psycopg.AsyncConnection[Any], schema: str) -> lis
     return [version for (version,) in await _rows(connection, READ_LEDGER.replace(LEDGER_TABLE, ledger))]
 
 
-async def _migrate(connection: psycopg.AsyncConnection[Any], schema: str) -> None:
+async def _migrate(connection: psycopg.AsyncConnection[Any], place: Place) -> None:
     """Take the lock, look again (another process may have been faster), and run what is still missing."""
+    schema = place.schema
     await connection.rollback()  # an application's connection may have begun by itself
     async with connection.transaction():
         # Whatever the default is here: what others did before the lock was granted has to be seen.
@@ -217,6 +224,8 @@ async def _migrate(connection: psycopg.AsyncConnection[Any], schema: str) -> Non
         await _rows(connection, "select pg_advisory_xact_lock(hashtextextended($1, 0))", f"fastness schema {schema}")
         for statement in await _lacking(connection, schema):
             await _rows(connection, statement)
+        # Before it counts: what was changed by hand stays as it was, for the build that can read it.
+        await _refuse_drift(connection, place)
 
 
 async def _lacking(connection: psycopg.AsyncConnection[Any], schema: str) -> list[str]:

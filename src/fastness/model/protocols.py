@@ -74,6 +74,7 @@ class AttachmentManifest(Protocol):
     async def begin_reclaim(
         self, attachment_ids: Sequence[str], *, older_than_epoch_ms: int, mark_ttl_ms: int = 60_000
     ) -> AttachmentReclaimGrant: ...
+    async def reclaim_left_ms(self, grant: AttachmentReclaimGrant) -> int: ...
     async def finish_reclaim(self, grant: AttachmentReclaimGrant) -> int: ...
     async def release_unnamed(self, attachment_ids: Sequence[str]) -> int: ...
     async def forget(self, session_id: str, attachment_id: str) -> None: ...
@@ -208,6 +209,9 @@ class SessionStoreFactory(Protocol):
 @runtime_checkable
 class AttachmentStore(Protocol):
     """Content-addressed bytes (laws A1, A5). An id is the sha256 of the content, in lower-case hexadecimal.
+
+    A store belongs to one database: its sweeps delete what that database does not name. Several may share a bucket or a
+    disk, each under a prefix or in a directory of its own.
 
     ``put`` gives the id; where the caller says which one it expects, other content is refused, and nothing is visible.
     ``get`` and ``stream`` give the bytes from ``start`` up to ``end`` the way a slice does; with ``verify`` they hash

@@ -27,13 +27,15 @@ class AttachmentReclamationReport(Value, frozen=True):
     """What a sweep of attachments did, or with ``dry_run`` what it would do.
 
     Intents and releases that were looked at; contents whose bytes were deleted; contents that stayed, since somebody
-    holds them or another sweep is at them; and bytes freed, those of puts that never came to their end among them.
+    holds them or another sweep is at them; and bytes freed, those of puts that never came to their end among them. Of
+    the reclaimed, ``absent_count`` had no bytes in this store: their put never came so far, or they are in another one.
     """
 
     scanned_intent_count: int
     reclaimed_count: int
     skipped_count: int = 0
     freed_byte_count: int = 0
+    absent_count: int = 0
     dry_run: bool = False
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from fastness.decide.packing import packed
 from fastness.errors import DatabaseDamagedError, InvalidInputError
-from fastness.model.base import sha256_hex
 from fastness.model.environment import process_execution_env_ref
 from fastness.ops.commit import ADD_BLOB
 from fastness.sql.program import Many, Program, Read, Row, Statement, Write
@@ -16,18 +14,20 @@ CONTENT = "select e.blob, b.body from environment e left join blob b on b.ref = 
 PAGE = """
     select e.ref, e.blob, b.body, e.recorded_ms from environment e left join blob b on b.ref = e.blob
     where e.ref > $1 order by e.ref limit $2"""
-PER_READ = 50
+PER_READ = 8
 """An environment may have many megabytes, and seldom has."""
 
 MOVE = "insert into environment (ref, blob, recorded_ms) values ($1, $2, $3) on conflict (ref) do nothing"
 
 
-def put(ref: str, data: bytes) -> Program[None]:
-    """Keep an environment, unless one is there already under its name: that one stays as it is."""
+def put(ref: str, blob: str, body: bytes) -> Program[None]:
+    """Keep an environment, unless one is there already under its name: that one stays as it is.
+
+    ``blob`` is the hash of its content, ``body`` that content as it is stored.
+    """
     (known,) = yield Read(Statement(FIND, (ref,)))
     if not known:
-        blob = sha256_hex(data)
-        yield Write(Statement(ADD_BLOB, (blob, packed(data))), Statement(ADD, (ref, blob)))
+        yield Write(Statement(ADD_BLOB, (blob, body)), Statement(ADD, (ref, blob)))
 
 
 def get(ref: str) -> Program[bytes | None]:

@@ -166,7 +166,8 @@ def sweep_blobs(after: str) -> Program[Swept]:
     if loose:
         (sizes,) = yield Write(Statement(DROP_UNREACHABLE, (id_list(loose),)), last=True)
     further = looked_at[-1][0] if len(looked_at) == _ROWS_PER_WRITE else None
-    return Swept(further, len(sizes), sum(size for (size,) in sizes), len(looked_at) - len(sizes))
+    # Of those that nobody needed, what is not deleted here was deleted by another collection, or is needed by now.
+    return Swept(further, len(sizes), sum(size for (size,) in sizes), len(looked_at) - len(loose))
 
 
 def read_roots() -> Program[int]:

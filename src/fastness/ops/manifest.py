@@ -27,7 +27,8 @@ LIVE_MARK = "select lapses_ms - now_ms() from attachment_mark where attachment_i
 RECORD_INTENT = """
     insert into attachment (sid, attachment_id, committed, recorded_ms, reference, intent_id)
     values ($1, $2, 0, $3, $4, $5)
-    on conflict (sid, attachment_id) do update set recorded_ms = excluded.recorded_ms, reference = excluded.reference
+    on conflict (sid, attachment_id) do update set recorded_ms = excluded.recorded_ms, reference = excluded.reference,
+        intent_id = case attachment.intent_id when '' then excluded.intent_id else attachment.intent_id end
     where attachment.committed = 0"""
 HELD = "select attachment_id from attachment where sid = $1 and attachment_id in any_of($2)"
 FOUND = "select committed, recorded_ms, reference, intent_id from attachment where sid = $1 and attachment_id = $2"
@@ -47,9 +48,8 @@ OLD_RELEASES = """
     where released_ms <= $1 and released_ms >= $2 and (released_ms, attachment_id, session_id, 1) > ($2, $3, $4, $5)
     order by released_ms, attachment_id, session_id limit $6"""
 OF_SESSION = """
-    select s.session_id, a.attachment_id, a.committed, a.recorded_ms, a.reference
-    from attachment a join session s on s.sid = a.sid
-    where s.session_id = $1 and a.attachment_id > $2 order by a.attachment_id limit $3"""
+    select attachment_id, committed, recorded_ms, reference from attachment
+    where sid = $1 and attachment_id > $2 order by attachment_id limit $3"""
 OF_ALL_SESSIONS = """
     select s.session_id, a.attachment_id, a.committed, a.recorded_ms, a.reference
     from attachment a join session s on s.sid = a.sid
@@ -62,8 +62,12 @@ IS_NAMED = """
 RELEASE_UNNAMED = """
     insert into attachment_release (attachment_id, session_id, released_ms) values ($1, '', now_ms())
     on conflict (attachment_id, session_id) do nothing"""
-DROP_IDLE_RELEASES = """
-    delete from attachment_release where attachment_id = $1 and released_ms <= $2 and exists (
+IDLE_RELEASES = """
+    select attachment_id, session_id, released_ms from attachment_release
+    where attachment_id = $1 and released_ms <= $2 limit 1000"""
+# Only what was seen: a release that its session has made anew meanwhile is of another time.
+DROP_IDLE_RELEASE = """
+    delete from attachment_release where attachment_id = $1 and session_id = $2 and released_ms = $3 and exists (
         select 1 from attachment a where a.attachment_id = attachment_release.attachment_id and a.committed = 1)"""
 ALL_HOLDS = "select attachment_id, committed, recorded_ms from attachment where attachment_id in any_of($1)"
 ALL_RELEASES = "select attachment_id, released_ms from attachment_release where attachment_id in any_of($1)"
@@ -80,6 +84,7 @@ MARK = """
         lapses_ms = excluded.lapses_ms"""
 MY_MARKS = """
     select attachment_id, marked_ms from attachment_mark where sweep_id = $1 and attachment_id in any_of($2)"""
+MARK_LEFT = "select lapses_ms - now_ms() from attachment_mark where sweep_id = $1 and attachment_id in any_of($2)"
 RELEASE_INTENTS = """
     insert into attachment_release (attachment_id, session_id, released_ms)
     select a.attachment_id, s.session_id, a.recorded_ms from attachment a join session s on s.sid = a.sid
@@ -183,15 +188,20 @@ def find_attachment(target: Target, attachment_id: str) -> Program[AttachmentMan
 
 
 def list_attachments(
-    session_id: str | None, after: AttachmentManifestEntry | None, limit: int
+    target: Target, after: AttachmentManifestEntry | None, limit: int
 ) -> Program[list[AttachmentManifestEntry]]:
-    """List what one session holds, or all of them, by content and then by session, from behind an entry."""
+    """List what one session holds, by content, from behind an entry."""
+    behind = "" if after is None else after.attachment_id
+    session, rows = yield Read(session_statement(target), of_session(target, OF_SESSION, behind, limit), last=True)
+    if session_row(target, session) is None:
+        return []
+    return [_entry(target.session_id, *row) for row in rows]
+
+
+def list_all_attachments(after: AttachmentManifestEntry | None, limit: int) -> Program[list[AttachmentManifestEntry]]:
+    """List what all sessions hold, by content and then by session, from behind an entry."""
     content, name = ("", "") if after is None else (after.attachment_id, after.session_id)
-    if session_id is not None:
-        asked = Statement(OF_SESSION, (session_id, content, limit))
-    else:
-        asked = Statement(OF_ALL_SESSIONS, (content, name, limit))
-    (rows,) = yield Read(asked, last=True)
+    (rows,) = yield Read(Statement(OF_ALL_SESSIONS, (content, name, limit)), last=True)
     return [_entry(*row) for row in rows]
 
 
@@ -212,7 +222,9 @@ def begin_reclaim(
     """
     loose, committed = yield from _not_committed(attachment_ids)
     if committed:
-        yield Write(*(Statement(DROP_IDLE_RELEASES, (each, older_than_ms)) for each in committed))
+        idle = yield Read(*(Statement(IDLE_RELEASES, (each, older_than_ms)) for each in committed))
+        if any(idle):
+            yield Write(Many(DROP_IDLE_RELEASE, [row for rows in idle for row in rows]))
     ids = id_list(loose)
     *facts, ((now_ms,),) = yield Read(
         Lock(LOCK_HOLDERS, (ids,)),
@@ -264,6 +276,14 @@ def _granted(attachment_ids: Sequence[str], facts: Rows, older_than_ms: int) -> 
 def _content_lock(attachment_ids: Sequence[str]) -> LockNames:
     """Keep intents for content apart from sweeps over it. Neither could see what the other has not committed yet."""
     return LockNames(tuple(f"attachment:{each}" for each in sorted(set(attachment_ids))))
+
+
+def reclaim_left_ms(grant: AttachmentReclaimGrant) -> Program[int]:
+    """Say how long all the marks of a sweep live on; 0 where one has lapsed, or is another sweep's by now."""
+    (rows,) = yield Read(Statement(MARK_LEFT, (grant.sweep_id, id_list(grant.attachment_ids))), last=True)
+    if len(rows) < len(set(grant.attachment_ids)):
+        return 0
+    return max(0, min((left_ms for (left_ms,) in rows), default=0))
 
 
 def finish_reclaim(grant: AttachmentReclaimGrant) -> Program[int]:

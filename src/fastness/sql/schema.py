@@ -10,6 +10,7 @@ pays for history. The lane is a small row without an index on anything that a re
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 
@@ -230,19 +231,17 @@ _SESSIONS = (
         "create unique index queued_work_evidence_by_key on queued_work_evidence (sid, source_key)"
         " where source_key is not null"
     ),
-    # The manifest: which session may read and refers to which content. committed is 0 for an intent. intent_id is that
-    # of the first intent since a sweep took one, so that bytes put under an older one do not count for this one.
+    # The manifest: which session may read and refers to which content. committed is 0 for an intent.
     """create table attachment (
     sid {integer} not null,
     attachment_id {text} not null,
     committed {integer} not null,
     recorded_ms {integer} not null,
     reference {text} not null,
-    intent_id {text} not null,
     primary key (sid, attachment_id)
 ){suffix}""",
     "create index attachment_by_content on attachment (attachment_id)",
-    "create index attachment_intent on attachment (recorded_ms, attachment_id) where committed = 0",
+    "create index attachment_intent on attachment (recorded_ms) where committed = 0",
     # What deleted sessions held: a sweep treats it as intents.
     """create table attachment_release (
     attachment_id {text} not null,
@@ -250,7 +249,7 @@ _SESSIONS = (
     released_ms {integer} not null,
     primary key (attachment_id, session_id)
 ){suffix}""",
-    "create index attachment_release_time on attachment_release (released_ms, attachment_id, session_id)",
+    "create index attachment_release_time on attachment_release (released_ms)",
     # Content that a sweep is deleting right now; the mark lapses by itself.
     """create table attachment_mark (
     attachment_id {text} not null primary key,
@@ -269,6 +268,14 @@ _ENVIRONMENTS = (
     recorded_ms {integer} not null
 ){suffix}""",
     "create index environment_by_blob on environment (blob)",
+    # intent_id is that of the first intent since a sweep took one, so that bytes which were put under an older one do
+    # not count for this one.
+    "alter table attachment add column intent_id {text} not null default ''",
+    # A page of a sweep is read in its order, however much came in one millisecond.
+    "drop index attachment_intent",
+    "create index attachment_intent on attachment (recorded_ms, attachment_id) where committed = 0",
+    "drop index attachment_release_time",
+    "create index attachment_release_time on attachment_release (released_ms, attachment_id, session_id)",
 )
 
 SESSION_TABLES = (
@@ -300,6 +307,31 @@ def steps(types: Types) -> tuple[tuple[str, tuple[str, ...]], ...]:
     )
 
 
+_ADD_COLUMN = re.compile(r"alter table (\w+) add column (.+)")
+_DROP_INDEX = re.compile(r"drop index (\w+)")
+_KEY = re.compile(r"(?=\n    primary key \()|(?=\n\))")
+
+
 def create_tables(types: Types) -> tuple[str, ...]:
-    """Give the statements that make all tables in a dialect, and what goes with them."""
-    return tuple(statement for _, statements in steps(types) for statement in statements)
+    """Give the statements that make everything at once as it is after the last step, in a dialect.
+
+    For whoever wants to know what there is; a database is made by running the ``steps``.
+    """
+    made: list[str] = []
+    for statement in (each for _, statements in steps(types) for each in statements):
+        if added := _ADD_COLUMN.fullmatch(statement):
+            made = [_with_column(each, *added.groups()) for each in made]
+        elif dropped := _DROP_INDEX.fullmatch(statement):
+            made = [each for each in made if not each.startswith(f"create index {dropped[1]} ")]
+        else:
+            made.append(statement)
+    return tuple(made)
+
+
+def _with_column(statement: str, table: str, column: str) -> str:
+    if not statement.startswith(f"create table {table} ("):
+        return statement
+    # Constraints of the table come behind its columns.
+    behind = "," if "\n    primary key (" in statement else ""
+    before = "" if behind else ","
+    return _KEY.sub(f"{before}\n    {column}{behind}", statement, count=1)
