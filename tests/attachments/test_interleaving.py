@@ -201,11 +201,14 @@ class Broken:
 
 
 class GrantsAll(Broken):
-    """Grants to a sweep whatever it asks for."""
+    """Grants to a sweep whatever it asks for, and stands by it."""
 
     async def begin_reclaim(self, attachment_ids: list[str], **bounds: Any) -> AttachmentReclaimGrant:
         grant: AttachmentReclaimGrant = await self.manifest.begin_reclaim(attachment_ids, **bounds)
         return AttachmentReclaimGrant(grant.sweep_id, tuple(attachment_ids), grant.lapses_at_epoch_ms)
+
+    async def reclaim_left_ms(self, _: AttachmentReclaimGrant) -> int:
+        return MARK_TTL_MS
 
 
 class OverlooksMarks(Broken):

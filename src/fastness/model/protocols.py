@@ -217,7 +217,8 @@ class AttachmentStore(Protocol):
     ``get`` and ``stream`` give the bytes from ``start`` up to ``end`` the way a slice does; with ``verify`` they hash
     the whole content on the way and raise ``AttachmentDamagedError`` (``stream`` at its end). ``delete`` and
     ``discard_unfinished`` give how many bytes were freed; the latter removes what puts left that never came to their
-    end, untouched since then. ``list`` gives a page of ids, in their order, from behind ``after``.
+    end, untouched since then. A store whose place is not there raises ``AttachmentStoreError`` for a delete: what it
+    says is gone, a sweep forgets. ``list`` gives a page of ids, in their order, from behind ``after``.
     """
 
     persistence: AttachmentPersistence
