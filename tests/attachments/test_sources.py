@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,52 @@ async def test_odd_sources_are_invalid_input_in_every_store(store: AttachmentSto
         with pytest.raises(InvalidInputError, match="source"):
             await store.put(source)  # type: ignore[arg-type]
     assert await store.list() == []
+
+
+async def test_a_put_of_a_file_that_is_cancelled_stops_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not go on to the end of a large file before it hears of it."""
+    source = tmp_path / "source"
+    source.write_bytes(b"x" * 64 * 1024 * 1024)
+    store = FileAttachmentStore(tmp_path / "store")
+    written: list[int] = []
+    write, begun, loop = os.write, asyncio.Event(), asyncio.get_running_loop()
+
+    def slow(descriptor: int, block: bytes) -> int:
+        loop.call_soon_threadsafe(begun.set)
+        time.sleep(0.02)
+        written.append(write(descriptor, block))
+        return written[-1]
+
+    monkeypatch.setattr(os, "write", slow)
+    putting = asyncio.create_task(store.put(source))
+    await begun.wait()
+    putting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await putting
+    assert sum(written) < 64 * 1024 * 1024
+    assert await store.list() == []
+    assert list((store.root / "incoming").iterdir()) == []
+
+
+async def test_a_file_that_changes_while_it_is_put_is_kept_as_it_was_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hash is that of what was written, whatever somebody does to the source meanwhile."""
+    source = tmp_path / "source"
+    source.write_bytes(b"x" * 16 * 1024 * 1024)
+    store = FileAttachmentStore(tmp_path / "store")
+    write = os.write
+
+    def meddling(descriptor: int, block: bytes) -> int:
+        done = write(descriptor, block)
+        with source.open("r+b") as file:
+            file.write(os.urandom(16 * 1024 * 1024))
+        return done
+
+    monkeypatch.setattr(os, "write", meddling)
+    name = await store.put(source)
+    monkeypatch.undo()
+    assert hashlib.sha256(await store.get(name)).hexdigest() == name
+    assert await store.get(name, verify=True)

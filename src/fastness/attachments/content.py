@@ -11,6 +11,7 @@ import hashlib
 import io
 import os
 import stat
+import threading
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable
 from contextlib import aclosing
 from pathlib import Path
@@ -61,7 +62,7 @@ async def blocks(source: AttachmentSource, max_bytes: int) -> AsyncGenerator[Blo
         async for block in found:
             size += len(block)
             if size > max_bytes:
-                raise InvalidInputError("source", f"has more than the {max_bytes} bytes that an attachment may have")
+                raise over_limit(max_bytes)
             yield block
 
 
@@ -107,8 +108,18 @@ async def _of_file(path: Path) -> AsyncGenerator[Block, None]:
             if opening.done() and opening.exception() is None:
                 opening.result().close()
     except (OSError, ValueError) as error:
-        said = getattr(error, "strerror", None) or str(error)
-        raise InvalidInputError("source", f"cannot be read: {str(path)!r}: {said}") from None
+        raise unreadable(path, error) from None
+
+
+def unreadable(path: Path, error: Exception) -> InvalidInputError:
+    """Give the error for a file that cannot be read."""
+    said = getattr(error, "strerror", None) or str(error)
+    return InvalidInputError("source", f"cannot be read: {str(path)!r}: {said}")
+
+
+def over_limit(max_bytes: int) -> InvalidInputError:
+    """Give the error for content that is too large."""
+    return InvalidInputError("source", f"has more than the {max_bytes} bytes that an attachment may have")
 
 
 def open_regular(path: Path) -> io.FileIO:
@@ -140,18 +151,23 @@ async def _of_stream(stream: AsyncIterable[Block]) -> AsyncGenerator[Block, None
 class Step(asyncio.Future[T]):
     """What a thread does, and cannot be stopped from: who awaits it and is cancelled hears of that when it is done.
 
-    So nothing is closed or removed while a thread still works on it.
+    So nothing is closed or removed while a thread still works on it. ``stop`` is set then, for a step that looks at it.
     """
+
+    stop: threading.Event | None = None
 
     def cancel(self, msg: object = None) -> bool:
         """Refuse. The task that waits is then cancelled when this is done."""
+        if self.stop is not None:
+            self.stop.set()
         return False
 
 
-def in_thread(step: Callable[..., T], *arguments: object) -> Step[T]:
+def in_thread(step: Callable[..., T], *arguments: object, stop: threading.Event | None = None) -> Step[T]:
     """Do something in a thread, from now on."""
     loop = asyncio.get_running_loop()
     done: Step[T] = Step(loop=loop)
+    done.stop = stop
 
     def run() -> None:
         try:

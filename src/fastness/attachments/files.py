@@ -19,6 +19,7 @@ import heapq
 import os
 import re
 import stat
+import threading
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from functools import partial
@@ -39,10 +40,20 @@ from fastness.attachments.content import (
     check_max_bytes,
     check_part,
     in_thread,
-    open_regular,
+    over_limit,
     path_of,
     require_id,
     verified,
+)
+from fastness.attachments.disk import (
+    DIRECTORY_MODE,
+    READ,
+    Follower,
+    discard_dead,
+    make_directory,
+    pieces_of,
+    read_whole,
+    sync_directory,
 )
 from fastness.decide import limits
 from fastness.errors import AttachmentDamagedError, AttachmentNotFoundError, AttachmentStoreError, InvalidInputError
@@ -53,10 +64,8 @@ INCOMING = "incoming"
 
 _SHARDS = tuple(f"{number:02x}" for number in range(256))
 _CONTENT_NAME = re.compile(r"[0-9a-f]{64}")
-_DIRECTORY_MODE, _FILE_MODE = 0o700, 0o600
+_FILE_MODE = 0o600
 
-# Without O_NONBLOCK, opening a pipe that somebody put there would wait for its other end.
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 _NO_FILE = "what stands in its place is no regular file"
@@ -107,6 +116,9 @@ class FileAttachmentStore:
         # A stream can be read only once, so that it is written before anybody knows whether it had to be.
         if expected is not None and not isinstance(source, AsyncIterable) and await self._holds(source, expected):
             return expected
+        if isinstance(whole, Path):
+            stop = threading.Event()
+            return await in_thread(self._folder.put_file, whole, expected, self._max_bytes, stop, stop=stop)
         async with aclosing(blocks(source, self._max_bytes)) as pieces:
             first, second = bytes(await anext(pieces, b"")), await anext(pieces, None)
             if second is not None:
@@ -240,18 +252,18 @@ class _Folder:
 
     def prepare(self) -> None:
         """Make the directories that are missing, durably. Raises ``OSError``."""
-        _make_directory(Path(self.root))
+        make_directory(Path(self.root))
         for shard in _SHARDS:
-            Path(self.root, shard).mkdir(_DIRECTORY_MODE, exist_ok=True)
-        _sync_directory(self.root)
-        Path(self.root, INCOMING).mkdir(_DIRECTORY_MODE, exist_ok=True)
+            Path(self.root, shard).mkdir(DIRECTORY_MODE, exist_ok=True)
+        sync_directory(self.root)
+        Path(self.root, INCOMING).mkdir(DIRECTORY_MODE, exist_ok=True)
 
     def put_whole(self, source: bytes | Path, expected: str | None, max_bytes: int) -> str | None:
         """Put content of at most a block in one go: waking a thread for each step would take longer than the step.
 
         None for what is no such content: reading it block by block takes it, or says what is wrong with it.
         """
-        content = _read_whole(source) if isinstance(source, Path) else source
+        content = read_whole(source) if isinstance(source, Path) else source
         if content is None or len(content) > max_bytes:
             return None
         digest = hashlib.sha256()
@@ -271,13 +283,35 @@ class _Folder:
         finally:
             incoming.discard()
 
+    def put_file(self, path: Path, expected: str | None, max_bytes: int, stop: threading.Event) -> str:
+        """Copy a file piece by piece, until somebody says stop. Another thread hashes what was written, behind it.
+
+        So what is hashed is what is kept, whatever becomes of the source meanwhile, and neither waits for the other.
+        """
+        incoming = _Incoming(self)
+        try:
+            incoming.create()
+            with Follower(incoming.path) as written:
+                for size, piece in pieces_of(path):
+                    if size > max_bytes or stop.is_set():
+                        raise over_limit(max_bytes)  # where it was stopped, the cancellation is what is seen of it
+                    incoming.write(piece)
+                    written.upto(size)
+                incoming.sync()
+                with self.telling("read content again"):
+                    name = require_id(written.attachment_id(), expected)
+            incoming.publish(name)
+            return name
+        finally:
+            incoming.discard()
+
     def keeps(self, name: str) -> bool:
         """Whether content of that id is here and hashes to its id. If so, its entry is durable after this."""
         try:
             with self.telling("read content"), os.fdopen(self.open(name), "rb", buffering=0) as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != name:
                     return False
-                _sync_directory(os.path.dirname(self.path(name)))  # noqa: PTH120
+                sync_directory(os.path.dirname(self.path(name)))  # noqa: PTH120
                 return True
         except (AttachmentNotFoundError, AttachmentDamagedError):
             return False
@@ -286,7 +320,7 @@ class _Folder:
         """Give a descriptor of that content, never one of a link's target or of anything but a file."""
         with self.telling("open content"):
             try:
-                descriptor = os.open(self.path(name), _READ)
+                descriptor = os.open(self.path(name), READ)
             except FileNotFoundError:
                 raise AttachmentNotFoundError(name) from None
             except OSError as error:
@@ -322,7 +356,7 @@ class _Folder:
                 self.require()
             # Also where there was nothing: whoever deleted it may have died before the deletion was durable.
             with suppress(FileNotFoundError):
-                _sync_directory(path.parent)
+                sync_directory(path.parent)
         return freed
 
     def page(self, after: str, limit: int) -> Sequence[str]:
@@ -338,7 +372,7 @@ class _Folder:
     def discard_unfinished(self, older_than_epoch_ms: int) -> int:
         """Remove what nobody writes any more, and give the bytes freed."""
         with self.telling("remove unfinished puts"):
-            return sum(_discard_dead(Path(entry.path), older_than_epoch_ms) for entry in self._files(INCOMING))
+            return sum(discard_dead(Path(entry.path), older_than_epoch_ms) for entry in self._files(INCOMING))
 
     def _files(self, directory: str) -> Iterator[os.DirEntry[str]]:
         with self.telling("list it"), suppress(FileNotFoundError), os.scandir(f"{self.root}/{directory}") as found:
@@ -355,6 +389,11 @@ class _Incoming:
         self._folder = folder
         self._path = ""
         self._descriptor = -1
+
+    @property
+    def path(self) -> str:
+        """Where it is, until it is in its place."""
+        return self._path
 
     def create(self) -> None:
         """Make the file, and the directories where they are missing."""
@@ -398,7 +437,7 @@ class _Incoming:
                 self._folder.prepare()
                 os.rename(self._path, path)  # noqa: PTH104
             self._path = ""
-            _sync_directory(os.path.dirname(path))  # noqa: PTH120
+            sync_directory(os.path.dirname(path))  # noqa: PTH120
         self.discard()
 
     def discard(self) -> None:
@@ -445,54 +484,6 @@ def _frozen(block: Block) -> bytes | memoryview:
     return bytes(block)
 
 
-def _read_whole(path: Path) -> bytes | None:
-    """Give the content of a file of at most a block, and None for all else, whatever it is."""
-    try:
-        with open_regular(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > BLOCK_BYTES:
-                return None
-            content = os.read(file.fileno(), size + 1)
-    except (OSError, ValueError, InvalidInputError):
-        return None
-    return content if len(content) == size else None
-
-
 def _stop(descriptor: int, end: int | None) -> int:
     size = os.fstat(descriptor).st_size
     return size if end is None else min(end, size)
-
-
-def _make_directory(path: Path) -> None:
-    """Make a directory and those above it, durably."""
-    try:
-        path.mkdir(_DIRECTORY_MODE)
-    except FileExistsError:
-        # Another process may have made it only now. Where we may not look above it, that was none of us.
-        with suppress(PermissionError):
-            _sync_directory(path.parent)
-        return
-    except FileNotFoundError:
-        _make_directory(path.parent)
-        path.mkdir(_DIRECTORY_MODE, exist_ok=True)
-    _sync_directory(path.parent)
-
-
-def _sync_directory(path: str | Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _discard_dead(path: Path, older_than_epoch_ms: int) -> int:
-    """Remove the file of a put that nobody goes on with, and give its size; else 0."""
-    # Who writes it holds the lock until it is in its place; then this name is gone.
-    with suppress(BlockingIOError, FileNotFoundError), os.fdopen(os.open(path, _READ), "rb", buffering=0) as file:
-        found = os.fstat(file.fileno())
-        if found.st_mtime_ns // 1_000_000 <= older_than_epoch_ms:
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
-            return found.st_size
-    return 0

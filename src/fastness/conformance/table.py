@@ -88,8 +88,8 @@ LAWS: dict[str, str] = {
     ),
     "E1": "What is kept under a reference never changes and outlives a reopening; an unknown reference is None.",
     "M1": (
-        "Collection deletes only what no retained head, frame or environment needs; a root that cannot be read stops it; a second "
-        "run finds nothing."
+        "Collection deletes only what no retained head, frame or environment needs; a root that cannot be read stops "
+        "it; a second run finds nothing."
     ),
     "M2": "Vacuum removes this session's tombstoned nodes, old evidence, and receipts only when asked.",
     "M3": (
