@@ -115,6 +115,7 @@ def make_directory(path: Path) -> None:
 
 
 def sync_directory(path: str | Path) -> None:
+    """Make the entries of a directory durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

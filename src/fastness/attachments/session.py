@@ -78,6 +78,7 @@ class SessionAttachmentStore:
             reference = await _reference(found, name, media_type)
 
             async def put_bytes() -> None:
+                """Write the content."""
                 await self._store.put(found.content, attachment_id=reference.attachment_id)
 
             await self._under_intent(reference, put_bytes)
@@ -95,6 +96,7 @@ class SessionAttachmentStore:
         await source.require_held(attachment_id)
 
         async def have_bytes() -> None:
+            """See that the content is there, and bring it from the other store where it is not."""
             try:
                 size = await self._store.size(attachment_id)
             except AttachmentNotFoundError:

@@ -1,0 +1,234 @@
+"""Laws of the lane keeper: it holds while it can, lets go when it should, and stops its block when it has lost."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from fastness.conformance.lab import Clock
+from fastness.errors import BackendError, ContendedError, LeaseExpiredError, SessionDeletedError
+from fastness.liveness import mint_owner
+from fastness.model import Acquired, Busy, LeaseTimings, LocalProcess, SessionStoreCreateRequest
+from fastness.persistence import InMemorySessionStoreFactory, SessionStore
+from fastness.runtime.lane import LaneKeeper
+
+QUICK = LeaseTimings(timedelta(milliseconds=300), timedelta(milliseconds=50))
+HOUR = LeaseTimings(timedelta(hours=1), timedelta(minutes=10))
+HOUR_MS = 3_600_000
+
+
+@pytest.fixture
+async def factory() -> AsyncIterator[InMemorySessionStoreFactory]:
+    """A database whose clock is moved by hand, in which every process but this one is dead."""
+    clock = Clock()
+    async with InMemorySessionStoreFactory(clock=clock, is_dead=lambda process: process.pid == 1) as made:
+        made.clock = clock  # type: ignore[attr-defined]
+        yield made
+
+
+@pytest.fixture
+async def store(factory: InMemorySessionStoreFactory) -> SessionStore:
+    """One session."""
+    return await factory.create_store(SessionStoreCreateRequest("s"))
+
+
+async def holder(store: SessionStore) -> str | None:
+    """Who holds the lane now."""
+    lease = await store.observe_session_execution_lease("s")
+    return None if lease is None else lease.owner.owner_id
+
+
+async def test_the_lane_is_held_inside_the_block_and_free_behind_it(store: SessionStore) -> None:
+    """Also where the block fails, whose own error comes through; each grant has a greater token."""
+    tokens = []
+    for error in (None, KeyError("the turn's own")):
+        with pytest.raises(KeyError) if error else pytest.MonkeyPatch.context():
+            async with LaneKeeper(store, "s", owner_id="alice") as lane:
+                assert await holder(store) == "alice"
+                tokens.append(lane.fencing_token)
+                if error:
+                    raise error
+        assert await holder(store) is None
+    assert tokens == [1, 2]
+
+
+async def test_two_blocks_of_one_process_exclude_each_other(store: SessionStore) -> None:
+    """The second waits until the first has ended, and runs under a greater token."""
+    order: list[tuple[str, int]] = []
+
+    async def block(name: str, entered: asyncio.Event, leave: asyncio.Event) -> None:
+        async with LaneKeeper(store, "s", owner_id="alice") as lane:
+            order.append((name, lane.fencing_token))
+            entered.set()
+            await leave.wait()
+            order.append((name, lane.fencing_token))
+
+    first_in, first_out, second_in, second_out = (asyncio.Event() for _ in range(4))
+    first = asyncio.create_task(block("first", first_in, first_out))
+    await first_in.wait()
+    second = asyncio.create_task(block("second", second_in, second_out))
+    await asyncio.sleep(0.1)
+    assert not second_in.is_set()
+    first_out.set()
+    second_out.set()
+    await asyncio.gather(first, second)
+    assert order == [("first", 1), ("first", 1), ("second", 2), ("second", 2)]
+
+
+async def test_a_wait_in_vain_says_who_holds_the_lane(store: SessionStore) -> None:
+    """Where the wait is bounded, and the holder alive."""
+    async with LaneKeeper(store, "s", owner_id="alice"):
+        with pytest.raises(ContendedError, match="held by 'alice'"):
+            async with LaneKeeper(store, "s", owner_id="bob", wait_s=0.1):
+                raise AssertionError
+        assert await holder(store) == "alice"
+
+
+async def test_a_lane_of_a_dead_process_is_taken_over_at_once(store: SessionStore) -> None:
+    """Long before the lease expires, by whoever can prove the death."""
+    owner = mint_owner("crashed")
+    assert isinstance(owner.liveness, LocalProcess)
+    dead = LocalProcess(owner.liveness.host_id, owner.liveness.boot_id, 1, "0")
+    gone = type(owner)("crashed", "x", dead)
+    assert isinstance(await store.try_claim_session_execution_lease("s", gone, HOUR_MS), Acquired)
+    async with LaneKeeper(store, "s", owner_id="bob", wait_s=0) as lane:
+        assert (lane.taken_over, lane.fencing_token) == (True, 2)
+
+
+async def test_the_lease_is_renewed_while_the_block_runs(factory: Any, store: SessionStore) -> None:
+    """The database's clock goes on by more than the lease would have lived, in steps that a renewal covers."""
+    async with LaneKeeper(store, "s", owner_id="alice", timings=QUICK) as lane:
+        for _ in range(5):
+            before = lane.lease.expires_at_epoch_ms
+            factory.clock.advance(100)
+            while lane.lease.expires_at_epoch_ms == before:
+                await asyncio.sleep(0.01)
+        outcome = await store.try_claim_session_execution_lease("s", mint_owner("bob"), HOUR_MS)
+        assert isinstance(outcome, Busy)
+        assert lane.fencing_token == 1
+
+
+async def test_a_block_that_lost_its_lane_is_cancelled_and_told_by_whom(factory: Any, store: SessionStore) -> None:
+    """Its clean-up runs; what it raises in the end names the successor, and the task itself goes on."""
+    cleaned = asyncio.Event()
+
+    async def block() -> None:
+        async with LaneKeeper(store, "s", owner_id="alice", timings=QUICK):
+            factory.clock.advance(300)
+            await store.try_claim_session_execution_lease("s", mint_owner("bob"), HOUR_MS)
+            try:
+                await asyncio.Event().wait()
+            finally:
+                cleaned.set()
+
+    with pytest.raises(LeaseExpiredError) as caught:
+        await block()
+    assert cleaned.is_set()
+    assert caught.value.successor_owner_id == "bob"
+    assert asyncio.current_task().cancelling() == 0  # type: ignore[union-attr]
+    assert await holder(store) == "bob"
+
+
+async def test_a_deleted_session_ends_its_block(factory: Any, store: SessionStore) -> None:
+    """What is raised says so."""
+    async def block() -> None:
+        async with LaneKeeper(store, "s", timings=QUICK):
+            await factory.delete_session("s")
+            await asyncio.Event().wait()
+
+    with pytest.raises(SessionDeletedError):
+        await block()
+
+
+async def test_a_cancellation_from_outside_stays_one(store: SessionStore) -> None:
+    """The lane is given back, and nobody takes it for a loss."""
+    entered = asyncio.Event()
+
+    async def block() -> None:
+        async with LaneKeeper(store, "s", timings=HOUR):
+            entered.set()
+            await asyncio.Event().wait()
+
+    running = asyncio.create_task(block())
+    await entered.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert await holder(store) is None
+
+
+class Away:
+    """A store whose renewals fail or hang, as where its database is away."""
+
+    def __init__(self, store: SessionStore, *, hangs: bool, for_calls: int = 10**9) -> None:
+        self._store = store
+        self._hangs = hangs
+        self.left = for_calls
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def renew_session_execution_lease(self, *given: Any) -> Any:
+        """Fail, or give no answer."""
+        self.left -= 1
+        if self.left < 0:
+            return await self._store.renew_session_execution_lease(*given)
+        if self._hangs:
+            await asyncio.Event().wait()
+        raise BackendError("the database is away")
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+async def test_a_block_ends_when_nobody_can_know_that_it_still_holds_its_lane(store: SessionStore, hangs: bool) -> None:
+    """A database that is away for as long as a lease lives ends the block, though nobody else may have the lane."""
+    with pytest.raises(LeaseExpiredError, match="could not be renewed in time"):
+        async with LaneKeeper(Away(store, hangs=hangs), "s", timings=QUICK):
+            await asyncio.Event().wait()
+
+
+async def test_a_database_that_comes_back_in_time_ends_nothing(store: SessionStore) -> None:
+    """A renewal that failed is tried again."""
+    away = Away(store, hangs=False, for_calls=1)
+    timings = LeaseTimings(timedelta(seconds=3), timedelta(milliseconds=50))
+    async with LaneKeeper(away, "s", timings=timings) as lane:
+        while away.left > -1:
+            await asyncio.sleep(0.01)
+        lane.require()
+        assert lane.lost is None
+
+
+async def test_a_blocked_event_loop_is_noticed_and_said(store: SessionStore, caplog: pytest.LogCaptureFixture) -> None:
+    """A renewal that came late because nothing else could run is a warning with the session and the token."""
+    timings = LeaseTimings(timedelta(seconds=30), timedelta(milliseconds=50))
+    async with LaneKeeper(store, "s", timings=timings) as lane:
+        await asyncio.sleep(0.01)
+        time.sleep(0.2)
+        while not lane.stall_count:
+            await asyncio.sleep(0.01)
+    (record,) = [record for record in caplog.records if "the event loop was blocked" in record.message]
+    assert (record.session_id, record.fencing_token) == ("s", 1)  # type: ignore[attr-defined]
+
+
+async def test_a_commit_that_gave_the_lane_back_is_believed(store: SessionStore) -> None:
+    """The keeper then releases nothing: another holder may be there by now."""
+    async with LaneKeeper(store, "s", owner_id="alice", timings=HOUR) as lane:
+        await store.release_session_execution_lease(lane.lease.completion())
+        lane.settled()
+        await store.try_claim_session_execution_lease("s", mint_owner("bob"), HOUR_MS)
+    assert await holder(store) == "bob"
+
+
+async def test_the_same_holder_may_enter_again(store: SessionStore) -> None:
+    """After a lost answer: the token of the grant stays, the proof is a new one, and the old proof is void."""
+    async with LaneKeeper(store, "s", owner_id="alice", timings=HOUR) as lane:
+        before = lane.lease
+        after = await lane.reenter()
+        assert (after.fencing_token, after.lease_token != before.lease_token) == (1, True)
+        with pytest.raises(LeaseExpiredError):
+            await store.renew_session_execution_lease(before.fence(), HOUR_MS)
+        await store.renew_session_execution_lease(lane.lease.fence(), HOUR_MS)
