@@ -136,6 +136,7 @@ async def test_a_block_that_lost_its_lane_is_cancelled_and_told_by_whom(factory:
 
 async def test_a_deleted_session_ends_its_block(factory: Any, store: SessionStore) -> None:
     """What is raised says so."""
+
     async def block() -> None:
         async with LaneKeeper(store, "s", timings=QUICK):
             await factory.delete_session("s")
