@@ -53,7 +53,7 @@ class EngineSessionStoreFactory:
     def __init__(self, engine: Engine, options: StoreOptions | None = None) -> None:
         self.engine = engine
         self.durability_tier: DurabilityTier = engine.durability_tier
-        self._options = options or StoreOptions()
+        self.options = options or StoreOptions()
 
     async def __aenter__(self) -> Self:
         return self
@@ -70,15 +70,15 @@ class EngineSessionStoreFactory:
     async def create_store(self, request: SessionStoreCreateRequest) -> SessionStore:
         """Open a session, which is made if it is not there; what was known of it is never overwritten (law M3)."""
         limits.check_create_request(request)
-        limits.check_size(request, self._options.commit_budget_bytes)
+        limits.check_size(request, self.options.commit_budget_bytes)
         sid = await self.engine.write(lambda: directory.create(request))
-        return SessionStore(self.engine, request.session_id, sid, self._options)
+        return SessionStore(self.engine, request.session_id, sid, self.options)
 
     async def open_existing_store(self, request: SessionStoreCreateRequest) -> SessionStore | None:
         """Open a session that is there; None where it is not."""
         limits.check_create_request(request)
         sid = await self.engine.read(lambda: directory.sid_of(request.session_id))
-        return None if sid is None else SessionStore(self.engine, request.session_id, sid, self._options)
+        return None if sid is None else SessionStore(self.engine, request.session_id, sid, self.options)
 
     async def delete_session(self, session_id: str) -> None:
         """Remove all of a session, also while somebody works on it; twice is fine (law M3)."""
@@ -145,12 +145,12 @@ class EngineSessionStoreFactory:
     @property
     def attachment_manifest(self) -> EngineAttachmentManifest:
         """The attachment manifest of the whole database, for sweeps and listings."""
-        return EngineAttachmentManifest(self.engine, self._options)
+        return EngineAttachmentManifest(self.engine, self.options)
 
     @property
     def process_execution_envs(self) -> EngineProcessExecutionEnvStore:
         """The environments that are kept in this database."""
-        return EngineProcessExecutionEnvStore(self.engine, budget_bytes=self._options.commit_budget_bytes)
+        return EngineProcessExecutionEnvStore(self.engine, budget_bytes=self.options.commit_budget_bytes)
 
     async def gc_unreachable(self, *, keep_revisions: int = 1) -> GcReport:
         """Delete the blobs of the database that no retained checkpoint needs (law M1)."""

@@ -20,7 +20,7 @@ from fastness.persistence import (
     SessionStoreCreateRequest,
     open_database,
 )
-from tests.cli.test_cli import FASTNESS, NASTY, Result, Shell, filled, lines_of, shell
+from tests.cli.test_cli import FASTNESS, HEARING, NASTY, Result, Shell, filled, lines_of, shell
 
 __all__ = ["filled", "shell"]  # fixtures of the command line
 
@@ -203,7 +203,7 @@ def test_an_interrupt_while_put_waits_for_input_is_quiet(filled: Shell) -> None:
     """Ctrl-C ends the command although nobody writes to it, and nothing is kept."""
     command = [sys.executable, "-c", ANNOUNCED, "attachments", "put", "talks-a", "-"]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as child:
+    with subprocess.Popen([*HEARING, *command], stdin=pipe, stdout=pipe, stderr=pipe) as child:
         assert child.stdout is not None
         assert child.stderr is not None
         assert child.stdout.readline() == b"at work\n"

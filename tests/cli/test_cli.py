@@ -87,6 +87,10 @@ def filled(shell: Shell) -> Shell:
     return shell
 
 
+# A job that a shell has put in the background, and all that it starts, would never hear of an interrupt.
+HEARING = ("env", "--default-signal=INT")
+
+
 def lines_of(text: str) -> list[Any]:
     """Decode JSON Lines."""
     return [json.loads(line) for line in text.splitlines()]
@@ -412,7 +416,7 @@ RUN = "from fastness.cli import run; run()"
 def test_an_interrupt_is_quiet(shell: Shell) -> None:
     """Ctrl-C in the middle of the work ends the command with status 130 and without a word."""
     command = [sys.executable, "-c", LATE + RUN, "import", "talks.json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=hear_interrupts) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == b"at work\n"
         child.send_signal(signal.SIGINT)
