@@ -416,7 +416,7 @@ RUN = "from fastness.cli import run; run()"
 def test_an_interrupt_is_quiet(shell: Shell) -> None:
     """Ctrl-C in the middle of the work ends the command with status 130 and without a word."""
     command = [sys.executable, "-c", LATE + RUN, "import", "talks.json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=hear_interrupts) as child:
+    with subprocess.Popen([*HEARING, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == b"at work\n"
         child.send_signal(signal.SIGINT)

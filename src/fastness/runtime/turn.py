@@ -125,6 +125,7 @@ class Turn:
 
     @state.setter
     def state(self, state: bytes | None) -> None:
+        """Have this turn leave another state; None takes it away."""
         if state is not None and not isinstance(state, bytes):
             raise InvalidInputError("state", f"must be bytes or None, not {type(state).__name__}")
         self._state = state
