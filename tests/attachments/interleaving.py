@@ -168,6 +168,8 @@ class Process:
 
     async def move(self) -> None:
         """Make one call, and stop before the next one."""
+        if await self._ended_by_itself():
+            return
         self._stopped.clear()
         if self._task is None:
             self._task = asyncio.create_task(self._live())
@@ -180,6 +182,8 @@ class Process:
 
     async def die(self) -> None:
         """End before the next call."""
+        if await self._ended_by_itself():
+            return
         self.dead = self.over = True
         if self._task is not None:
             assert self._go is not None
@@ -193,7 +197,20 @@ class Process:
         self._go = asyncio.get_running_loop().create_future()
         self.at, self.since_ms = name, self.world.now_ms
         self._stopped.set()
-        await self._go
+        try:
+            await self._go
+        except asyncio.CancelledError:
+            # This call was given up when the time moved: the process goes on by itself, to its next one.
+            self._stopped.clear()
+            raise
+
+    async def _ended_by_itself(self) -> bool:
+        """Wait for a process that goes on by itself. Whether it is over by then."""
+        if self._task is not None:
+            await self._stopped.wait()
+            if self.over:
+                await self._task  # raises what went wrong
+        return self.over
 
     async def _live(self) -> None:
         try:
