@@ -9,13 +9,10 @@ move with a model that knows only what was committed, let go of and deleted.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, NamedTuple
-
-from hypothesis import strategies as st
 
 from fastness.attachments.memory import InMemoryAttachmentStore
 from fastness.attachments.reclaim import MARK_TTL_MS, reclaim_orphaned_attachments, release_unnamed_attachments
@@ -33,15 +30,8 @@ from fastness.factory import EngineSessionStoreFactory
 from fastness.manifest import StoreOptions
 from fastness.model import AttachmentStore, RuntimePersistence, SessionStoreCreateRequest, Unchanged
 from fastness.store import SessionStore
+from tests.attachments.plans import CONTENTS, IDS, PUNCTUAL_MS, SESSIONS, STEP_MS, Act, Move, Plan, Script
 
-SESSIONS = ("a", "b", "c")
-CONTENTS = (b"zero", b"one", b"two")
-IDS = tuple(hashlib.sha256(content).hexdigest() for content in CONTENTS)
-STEP_MS = 20_000
-"""How far the clock goes at a time: a mark lives for three steps, and a sweep deletes during the first two."""
-PUNCTUAL_MS = STEP_MS
-"""How far back the cut-offs are of those who know how long a put may take: two steps."""
-GRACES_MS = (0, 0, STEP_MS)
 TRIES = 4
 """How often a process tries again to record an intent for content that a sweep has marked."""
 EVER = 2**63 - 1
@@ -65,74 +55,8 @@ class MovedLoop(asyncio.SelectorEventLoop):
         return super().time() + self.moved_s
 
 
-# --- plans ---
-
-
-class Act(NamedTuple):
-    """What a process does next; ``other`` is a session."""
-
-    kind: str
-    content: int = 0
-    other: int = 0
-    grace_ms: int = 0
-    batch_size: int = 1
-
-
-class Script(NamedTuple):
-    """One process, at work on one session."""
-
-    session: int
-    acts: tuple[Act, ...]
-
-
 _HOPS = 50
-
-
-class Move(NamedTuple):
-    """``go``: a process makes some calls. ``die``: it ends at the next one. ``tick``: a step of time passes."""
-
-    kind: str
-    who: int = 0
-    calls: int = 1
-
-
-class Plan(NamedTuple):
-    """Who there is, and who moves when. What is left after the last move is done in turns."""
-
-    scripts: tuple[Script, ...]
-    moves: tuple[Move, ...]
-
-
-_KINDS = ("keep", "keep", "put", "put", "commit", "share", "get", "forget", "delete", *("sweep",) * 5, "clean")
-_MOVES = tuple(
-    Move(kind, who, calls)
-    for kind, many in (("go", (1, 1, 1, 2, 3, 6) * 2), ("die", (1,)), ("tick", (1, 1)))
-    for calls in many
-    for who in range(6)
-)
-
-
-def plans(
-    graces_ms: tuple[int, ...] = GRACES_MS, contents: tuple[int, ...] = (0, 0, 0, 1, 2), kinds: tuple[str, ...] = _KINDS
-) -> st.SearchStrategy[Plan]:
-    """From 3 to 6 processes on a few sessions and a few contents, so that they meet."""
-    # One draw for each: drawing would take longer than playing.
-    acts = tuple(
-        Act(kind, content, other, grace_ms, batch_size)
-        for kind in kinds
-        for content in contents
-        for other in range(len(SESSIONS))
-        for grace_ms in graces_ms
-        for batch_size in (1, 2)
-    )
-    scripts = st.builds(
-        Script, st.sampled_from((0, 0, 1, 1, 2)), st.lists(st.sampled_from(acts), min_size=1, max_size=5).map(tuple)
-    )
-    return st.builds(
-        Plan,
-        st.lists(scripts, min_size=3, max_size=6).map(tuple),
-        st.lists(st.sampled_from(_MOVES), min_size=20, max_size=80).map(tuple),
-    )
+"""How often the event loop goes round until whoever gave up is at its next call, if nothing else is in its way."""
 
 
 # --- processes ---

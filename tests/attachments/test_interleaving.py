@@ -24,19 +24,8 @@ from fastness.attachments.session import SessionAttachmentStore
 from fastness.conformance import Lab
 from fastness.model import AttachmentIntent, AttachmentReclaimGrant, AttachmentReclamationReport, RuntimeCommit
 from fastness.sql.program import Program, Statement, Write
-from tests.attachments.interleaving import (
-    IDS,
-    PUNCTUAL_MS,
-    Act,
-    Move,
-    MovedLoop,
-    Plan,
-    Rules,
-    Script,
-    ViolationError,
-    World,
-    plans,
-)
+from tests.attachments.interleaving import MovedLoop, Rules, ViolationError, World
+from tests.attachments.plans import IDS, PUNCTUAL_MS, Act, Move, Plan, Script, plans
 from tests.lab import ENGINES
 
 GO = Phase.generate
