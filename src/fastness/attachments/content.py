@@ -205,6 +205,11 @@ class Digest:
         """Give the id. Raises ``InvalidInputError`` if another one was expected."""
         return require_id(self.attachment_id, attachment_id)
 
+    def require_sound(self, attachment_id: str) -> None:
+        """Raise ``AttachmentDamagedError`` if what was taken in is not what a store should have under this id."""
+        if self.attachment_id != attachment_id:
+            raise AttachmentDamagedError(attachment_id, f"{self.size} bytes hash to {self.attachment_id}")
+
 
 def require_id(found: str, expected: str | None) -> str:
     """Give the id of content that was read. Raises ``InvalidInputError`` if another one was expected."""
@@ -230,5 +235,4 @@ async def verified(attachment_id: str, content: AsyncIterator[bytes]) -> AsyncIt
     async for block in content:
         await digest.add(block)
         yield block
-    if digest.attachment_id != attachment_id:
-        raise AttachmentDamagedError(attachment_id, f"{digest.size} bytes hash to {digest.attachment_id}")
+    digest.require_sound(attachment_id)

@@ -167,8 +167,7 @@ class FileAttachmentStore:
         if verify:
             digest = Digest()
             await digest.add(content)
-            if digest.attachment_id != name:
-                raise AttachmentDamagedError(name, f"{digest.size} bytes hash to {digest.attachment_id}")
+            digest.require_sound(name)
         return content
 
     async def stream(
