@@ -55,11 +55,11 @@ class Notices:
 
     async def _tell_others(self) -> None:
         while self._untold:
-            await asyncio.sleep(_GATHER_S)
             self._untold = False
             # A notice that does not get through is made up for by the others' own looking.
             with suppress(psycopg.Error, PoolTimeout, PoolClosed, StoreError, Lost):
                 await self._tell(self._channel)
+            await asyncio.sleep(_GATHER_S)
 
     async def wait(self, seen: int, timeout_s: float) -> int:
         """Wait for a notice. The first call starts the listener, where there is something to listen to."""

@@ -20,16 +20,23 @@ class Signal:
         """Something changed."""
         self.number += 1
         for waiter in self._waiting:
-            if not waiter.done():
-                waiter.set_result(None)
+            _release(waiter)
 
     async def wait(self, seen: int, timeout_s: float) -> int:
         """Wait until the number is another than the one that was seen, or the time is up; give the number."""
         if self.number == seen and timeout_s > 0:
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            loop = asyncio.get_running_loop()
+            waiter: asyncio.Future[None] = loop.create_future()
+            timer = loop.call_later(timeout_s, _release, waiter)
             self._waiting.add(waiter)
             try:
-                await asyncio.wait((waiter,), timeout=timeout_s)
+                await waiter
             finally:
+                timer.cancel()
                 self._waiting.discard(waiter)
         return self.number
+
+
+def _release(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

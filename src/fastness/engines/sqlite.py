@@ -13,7 +13,6 @@ import asyncio
 import atexit
 import errno
 import os
-import time
 import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -28,6 +27,7 @@ from fastness.engines.sqlite_open import Settings, lacking
 from fastness.engines.sqlite_readers import Readers, SnapshotReader
 from fastness.engines.sqlite_run import BatchHook, Job
 from fastness.engines.sqlite_verify import verification
+from fastness.engines.sqlite_watch import LogWatch
 from fastness.engines.sqlite_writer import Writer
 from fastness.errors import (
     BackendError,
@@ -46,8 +46,6 @@ T = TypeVar("T")
 
 DEFAULT_BUSY_TIMEOUT_MS = 30_000
 _PATIENCE_AT_EXIT_S = 10.0
-_GLANCE_S = 0.05
-_COARSE_NS = 20_000_000
 
 
 class SqliteEngine:
@@ -82,7 +80,7 @@ class SqliteEngine:
         self._binding = Binding(self._begin)
         self._closed: asyncio.Future[None] | None = None
         self._signal = Signal()
-        self._log_state: tuple[int, int] | None = (0, 0)
+        self._log_watch = None if self.path is None else LogWatch(self.path, self._signal)
 
     def __repr__(self) -> str:
         return f"SqliteEngine({str(self.path) if self.path is not None else None!r})"
@@ -161,30 +159,13 @@ class SqliteEngine:
     async def wait_for_work(self, seen: int, timeout_s: float) -> int:
         """Wait until somebody committed something that leaves work to do, or the time is up.
 
-        Writes of this engine wake at once. Those of other processes are looked for twenty times a second, by a glance
-        at the log's file; it may wake for a commit that leaves nothing to do.
+        Writes of this engine wake at once, those of other processes within milliseconds of their commit; it may wake
+        for a commit that leaves nothing to do.
         """
         loop = self._binding.enter()
-        until = loop.time() + timeout_s
-        while True:
-            if self._log_has_grown():
-                self._signal()
-            left = until - loop.time()
-            if self._signal.number != seen or left <= 0:
-                return self._signal.number
-            await self._signal.wait(seen, min(left, _GLANCE_S))
-
-    def _log_has_grown(self) -> bool:
-        if self.path is None:
-            return False
-        try:
-            log = os.stat(f"{self.path}-wal")  # noqa: PTH116 - a Path would be made for each glance
-        except OSError:
-            return False
-        state, before = (log.st_mtime_ns, log.st_size), self._log_state
-        # Times of files are coarse: one that is this young may stand for a write that is still to come.
-        self._log_state = state if time.time_ns() - log.st_mtime_ns > _COARSE_NS else None
-        return state != before
+        if self._log_watch is not None:
+            self._log_watch.start(loop)
+        return await self._signal.wait(seen, timeout_s)
 
     async def close(self) -> None:
         """Finish what was started, refuse what comes after, and let go of the files. Twice is fine.
@@ -194,6 +175,8 @@ class SqliteEngine:
         if not self._binding.close():
             return
         self._signal()
+        if self._log_watch is not None:
+            self._log_watch.stop()
         if self._closed is None:
             loop = asyncio.get_running_loop()
             self._closed = closed = loop.create_future()
