@@ -26,7 +26,7 @@ from fastness.errors import (
 from fastness.model import SessionStoreCreateRequest
 from fastness.persistence import InMemorySessionStoreFactory, SqliteSessionStoreFactory
 from fastness.transfer import TransferReport, backup, copy, restore
-from tests.test_transfer import FREE, change, fill, fill_small, image
+from tests.test_transfer import FREE, IDLE, WAITS, change, fill, fill_small, image
 from tests.test_transfer_faults import Countdown, Stop
 
 
@@ -66,8 +66,8 @@ async def test_a_backup_is_a_database_with_every_row(source: Path, tmp_path: Pat
     assert report == TransferReport(copied_count=4, node_count=604, blob_count=11)
     assert names(file.parent) == ["backup.db"]
     wanted, found = await image(source), await image(file)
-    assert [row[:2] for row in wanted["lane"]] == [row[:2] for row in found["lane"]] == [(0, 1), (0, 1), (0, 1), (5, 3)]
-    assert {row[2:] for row in found["lane"]} == {FREE}
+    assert [row[:2] for row in wanted["lane"]] == [row[:2] for row in found["lane"]] == [(0, 1), (0, 1), (0, 1), (6, 4)]
+    assert {row[2:] for row in found["lane"]} == {(*FREE, *WAITS), (*FREE, *IDLE)}
     assert wanted | {"lane": found["lane"]} == found
     assert names(file.parent) == ["backup.db"]
 
@@ -131,7 +131,7 @@ async def test_nobody_from_before_a_restore_can_write(source: Path, tmp_path: Pa
             later.append(await lane(store, owner("later", str(at)), session_id="rich"))
             if at < 4:
                 await release(store, later[-1])
-    assert [lease.fencing_token for lease in later] == [3, 4, 5, 6, 7, 8]
+    assert [lease.fencing_token for lease in later] == [4, 5, 6, 7, 8, 9]
 
     async with SqliteSessionStoreFactory(tmp_path / "new.db", clock=lambda: START_MS) as factory:
         report = await restore(file, factory)
@@ -148,7 +148,7 @@ async def test_nobody_from_before_a_restore_can_write(source: Path, tmp_path: Pa
             await there.release_session_execution_lease(lease.completion())
         assert await there.load_head() == before
         granted = await lane(there, ALICE, session_id="rich")
-        assert granted.fencing_token == 1_000_000_004
+        assert granted.fencing_token == 1_000_000_005
         with pytest.raises(LeaseExpiredError):
             await there.commit_runtime_state(commit(at_backup, 3, node("x", "n0")))
         claim = await there.claim_next_turn_inputs("rich", granted.fence(), max_inputs=5)
@@ -163,7 +163,7 @@ async def test_a_restored_database_has_every_row(source: Path, tmp_path: Path) -
     before = file.read_bytes()
     await restored(file, tmp_path / "new.db")
     wanted, found = await image(source), await image(tmp_path / "new.db")
-    assert [row[:2] for row in found["lane"]] == [(0, 1_000_000_001)] * 3 + [(5, 1_000_000_003)]
+    assert [row[:2] for row in found["lane"]] == [(0, 1_000_000_001)] * 3 + [(6, 1_000_000_004)]
     assert wanted | {"lane": found["lane"]} == found
     assert file.read_bytes() == before
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import apsw
 import pytest
 
-from fastness.conformance.builders import checkpoint, content_id, intent, lane, node, said, turn
+from fastness.conformance.builders import begin, checkpoint, content_id, intent, lane, node, said, some, turn
 from fastness.persistence import (
     AgentFrameRecord,
     CheckReport,
@@ -23,7 +23,7 @@ NOW = "2026-01-01T00:00:00Z"
 
 @pytest.fixture
 async def sound(tmp_path: Path) -> Path:
-    """A database with two turns, a branch, a frame, a tombstone, a waiting input and a claimed one."""
+    """A database with two turns, a branch, a frame, a tombstone, and input that waits, is claimed and is set aside."""
     path = tmp_path / "a.db"
     async with SqliteSessionStoreFactory(path) as factory:
         store = await factory.create_store(SessionStoreCreateRequest("s"))
@@ -41,6 +41,10 @@ async def sound(tmp_path: Path) -> Path:
         await store.record_intent(intent(content_id("cat")))
         await factory.process_execution_envs.put_process_execution_env(process_execution_env_ref(b"{}"), b"{}")
         await turn(store, node("d", "a"))
+        await store.enqueue_pending_turn_input(said("spoiled", input_id="spoiled", key="spoiled"))
+        begun = await begin(factory.dispatch, max_inputs=9)
+        claims = [some(begun.input_claim)]
+        await factory.dispatch.fail_turn(begun.lease.completion(), input_claims=claims, error="no", max_attempts=1)
         await store.enqueue_pending_turn_input(said("held", input_id="held"))
         lease = await lane(store)
         await store.claim_next_turn_inputs("s", lease.fence(), max_inputs=1)
@@ -96,6 +100,14 @@ DAMAGE = [
         "input 'waiting' waits and is settled at once",
     ),
     ("delete from lane", "lane", "the session has no lane"),
+    ("update lane set ready_ms = null", "agenda", "has something to do and is not on the agenda"),
+    (f"update lane set ready_ms = {2**60}", "agenda", "later than it has something to do"),
+    ("delete from quarantine", "quarantine", "input 'spoiled' is set aside without its reason"),
+    (
+        "update turn_input_evidence set state = 'cancelled'",
+        "quarantine",
+        "input 'spoiled' is set aside without its reason, or its reason without it",
+    ),
     ("update attachment set reference = '{}'", "record", "cannot be read, or names other content"),
     (
         "update environment set ref = 'other'",

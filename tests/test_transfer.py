@@ -44,12 +44,17 @@ from tests.lab import ENGINES
 NOW = "2026-01-01T00:00:00Z"
 WITH_SID = {*SESSION_TABLES, "session"}
 FREE = (None, None, None, None, 0, 0)
+"""What a lane says of its holder when it has none."""
+WAITS, IDLE = (0, 0, 3, None), (None, 0, 0, None)
+"""What a lane that was moved says of the agenda, of a session with something to do and of one without."""
 
 
 async def fill(factory: Any, session_id: str = "s") -> RuntimePersistence:
     """Make a session with rows in every table that can have some, more than a page in several, and its lane held."""
     store: RuntimePersistence = await factory.create_store(SessionStoreCreateRequest(session_id))
-    await store.save_session_meta(SessionMeta(session_id, "Name", NOW, "m", relation=Child("parent")))
+    await store.save_session_meta(
+        SessionMeta(session_id, "Name", NOW, "m", relation=Child("parent"), labels=("blue", "red"), priority=3)
+    )
     first = chain(*(f"n{at}" for at in range(600)))
     await turn(
         store,
@@ -76,6 +81,11 @@ async def fill(factory: Any, session_id: str = "s") -> RuntimePersistence:
         .with_turn_commit("turn-2")
     )
     await release(store, lease)
+    await store.enqueue_pending_turn_input(said("spoiled", session_id=session_id, input_id="spoiled"))
+    begun = await factory.dispatch.begin_turn(session_id, BOB, 30_000)
+    await factory.dispatch.fail_turn(
+        begun.lease.completion(), input_claims=[begun.input_claim], error="no", max_attempts=1
+    )
     await store.enqueue_pending_turn_input(said("held", session_id=session_id, input_id="held"))
     await store.enqueue_queued_work(work(session_id=session_id, key="k3"))
     held = await lane(store, ALICE, session_id=session_id)
@@ -144,6 +154,7 @@ async def pair(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
 async def test_every_row_of_every_table_arrives(pair: Pair) -> None:
     """A copy has all rows of the session, its blobs and the releases, but for marks; the lane is free and one token on.
 
+    The workers that run turns on the source say nothing of the destination.
     The surrogate key is another one: the source had a session before it that is gone.
     """
     gone = await pair.source.store("gone")
@@ -155,6 +166,7 @@ async def test_every_row_of_every_table_arrives(pair: Pair) -> None:
         process_execution_env_ref(environment), environment
     )
     await pair.source.execute_raw("insert into attachment_mark values ($1, 'sweep', 1, 2)", content_id("c"))
+    await pair.source.execute_raw("insert into worker values ('w', 1, '{}')")
     before = await pair.source.dump()
     assert [table for table in TABLES if not before[table]] == [], "a table without rows proves nothing"
 
@@ -163,8 +175,8 @@ async def test_every_row_of_every_table_arrives(pair: Pair) -> None:
     assert report == TransferReport(copied_count=1, node_count=601, blob_count=5, release_count=1, environment_count=1)
     wanted, found = portable(before), portable(await pair.destination.dump())
     ((admission, token, *_),) = wanted["lane"]
-    assert (admission, token) == (5, 3)
-    assert wanted | {"lane": [(5, 4, *FREE)], "attachment_mark": []} == found
+    assert (admission, token) == (6, 4)
+    assert wanted | {"lane": [(6, 5, *FREE, *WAITS)], "attachment_mark": [], "worker": []} == found
     assert before["session"][0][0] != (await pair.destination.dump())["session"][0][0]
     await pair.destination.assert_sound()
     assert portable(await pair.source.dump()) == wanted, "the source was changed"
@@ -178,6 +190,7 @@ def test_every_table_is_moved_or_stays_for_a_reason() -> None:
         "attachment_release",
         "attachment_mark",
         "environment",
+        "worker",
     }
 
 
@@ -243,7 +256,7 @@ async def test_what_the_holder_of_the_source_has_means_nothing_in_the_copy(pair:
     with pytest.raises(LeaseExpiredError, match="is stale"):
         await there.renew_session_execution_lease(held.fence(), 30_000)
     granted = await lane(there, ALICE)
-    assert (held.fencing_token, granted.fencing_token) == (3, 5)
+    assert (held.fencing_token, granted.fencing_token) == (4, 6)
     claim = await claim_inputs(there, granted, 5)
     assert [row.input_id for row in claim.inputs] == ["held", "waiting"]
 

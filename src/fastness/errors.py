@@ -7,16 +7,20 @@ next. Messages never contain payloads, only ids and counts. Nothing here knows a
     ├── InvalidInputError                 refused before anything was written (law B1)
     ├── SessionBindingMismatchError       the handle belongs to another session (C2)
     ├── SessionDeletedError               the session this handle was opened for is gone (M3)
+    ├── SessionNotFoundError              there is no session of that id (F4)
+    ├── SessionIdTakenError               there is one already (F4)
     ├── UnsupportedReadScopeError
     ├── HeadRevisionConflictError         somebody else moved the head (C5)
     ├── TurnCommitConflictError           the turn id is taken by other content (C3)
     ├── LeaseExpiredError                 the fence is not the live lease (C4, L4)
+    ├── TurnInterruptedError              somebody asked the turn to end (T)
     ├── ClaimExpiredError                 a completion does not own its rows (C6)
     │   ├── QueuedWorkClaimExpiredError
     │   └── TurnInputClaimExpiredError
     ├── InputSourceKeyConflictError       the source key is bound to another submission (I1)
     ├── NodeIdCollisionError              G1
     ├── GraphInvalidError                 G1, G3, G5
+    ├── RevisionNotReadableError          the session cannot be read as it was then (H3)
     ├── UnknownBlobRefError               A3
     ├── AttachmentNotFoundError           A5
     ├── AttachmentNotInManifestError      A2, A3
@@ -94,6 +98,26 @@ class SessionDeletedError(StoreError):
         super().__init__(f"session {session_id!r} was deleted; drop this handle, nothing can be written to it")
 
 
+class SessionNotFoundError(StoreError):
+    """There is no session of that id: it was never made, or it was deleted."""
+
+    code = "session_not_found"
+
+    def __init__(self, session_id: str) -> None:
+        self.session_id = session_id
+        super().__init__(f"there is no session {session_id!r}; name one that is there, list_sessions shows all")
+
+
+class SessionIdTakenError(StoreError):
+    """A session was to be made under an id that one has already. Nothing was written."""
+
+    code = "session_id_taken"
+
+    def __init__(self, session_id: str) -> None:
+        self.session_id = session_id
+        super().__init__(f"there is a session {session_id!r} already; choose another id, or delete that one first")
+
+
 class UnsupportedReadScopeError(StoreError):
     """``load_session`` was given something that is no read scope."""
 
@@ -151,6 +175,22 @@ class LeaseExpiredError(StoreError):
         super().__init__(
             f"the lease of session {session_id!r} with fencing token {fencing_token} is {reason}{holder};"
             " stop this turn, nothing of it was written, and claim the lane again before the next one"
+        )
+
+
+class TurnInterruptedError(StoreError):
+    """Somebody asked the running turn to end, and it did. What it had taken is settled, what it had made is not."""
+
+    code = "turn_interrupted"
+
+    def __init__(self, session_id: str, fencing_token: int, reason: str | None) -> None:
+        self.session_id = session_id
+        self.fencing_token = fencing_token
+        self.reason = reason
+        told = "" if reason is None else f" ({reason})"
+        super().__init__(
+            f"the turn of session {session_id!r} under fencing token {fencing_token} was interrupted{told};"
+            " send again what is still to be done"
         )
 
 
@@ -220,6 +260,23 @@ class GraphInvalidError(StoreError):
         self.fault = fault
         self.node_id = node_id
         super().__init__(f"graph of session {session_id!r}: {detail}")
+
+
+class RevisionNotReadableError(StoreError):
+    """A session cannot be read, or forked, as it was at a revision.
+
+    ``reason`` is a short stable word: ``unknown`` (there is no such revision), ``before_history`` (it was committed by
+    a release that kept none), ``transcript`` (its leaf was tombstoned or replaced since), ``checkpoint`` (collected).
+    """
+
+    code = "revision_not_readable"
+
+    def __init__(self, session_id: str, revision: int, reason: str, detail: str) -> None:
+        self.session_id = session_id
+        self.revision = revision
+        self.reason = reason
+        self.detail = detail
+        super().__init__(f"revision {revision} of session {session_id!r} cannot be read: {detail}")
 
 
 class UnknownBlobRefError(StoreError):

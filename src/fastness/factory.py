@@ -17,11 +17,13 @@ from urllib.parse import unquote
 
 import msgspec
 
-from fastness.decide import limits
+from fastness.decide import limits, limits_directory
+from fastness.dispatch import EngineSessionDispatch
 from fastness.engines.engine import Clock, Engine, system_clock
 from fastness.engines.sqlite import BatchHook, SqliteEngine, check_path, holds_bytes
 from fastness.environments import EngineProcessExecutionEnvStore
 from fastness.errors import DatabaseDamagedError, DatabaseOpenError, InvalidInputError
+from fastness.history import EngineSessionHistory
 from fastness.liveness import is_dead as process_is_dead
 from fastness.manifest import EngineAttachmentManifest, StoreOptions
 from fastness.model import (
@@ -38,6 +40,7 @@ from fastness.model import (
 from fastness.ops import check, directory, maintenance
 from fastness.ops.check import SessionCheck
 from fastness.store import SessionStore, collect
+from fastness.workers import EngineWorkerRegistry
 
 if TYPE_CHECKING:
     from psycopg_pool import AsyncConnectionPool
@@ -69,14 +72,14 @@ class EngineSessionStoreFactory:
 
     async def create_store(self, request: SessionStoreCreateRequest) -> SessionStore:
         """Open a session, which is made if it is not there; what was known of it is never overwritten (law M3)."""
-        limits.check_create_request(request)
+        limits_directory.check_create_request(request)
         limits.check_size(request, self.options.commit_budget_bytes)
         sid = await self.engine.write(lambda: directory.create(request))
         return SessionStore(self.engine, request.session_id, sid, self.options)
 
     async def open_existing_store(self, request: SessionStoreCreateRequest) -> SessionStore | None:
         """Open a session that is there; None where it is not."""
-        limits.check_create_request(request)
+        limits_directory.check_create_request(request)
         sid = await self.engine.read(lambda: directory.sid_of(request.session_id))
         return None if sid is None else SessionStore(self.engine, request.session_id, sid, self.options)
 
@@ -96,8 +99,8 @@ class EngineSessionStoreFactory:
         if limit > _MAX_PAGE:
             raise InvalidInputError("limit", f"is {limit} and must be at most {_MAX_PAGE}")
         wanted = filters or SessionFilter()
-        limits.check_filter(wanted)
-        after = limits.check_cursor(cursor)
+        limits_directory.check_filter(wanted)
+        after = limits_directory.check_cursor(cursor)
         return await self.engine.read(lambda: directory.list_page(after, limit, wanted))
 
     async def check(self, progress: Callable[[int, int], None] | None = None) -> CheckReport:
@@ -148,9 +151,24 @@ class EngineSessionStoreFactory:
         return EngineAttachmentManifest(self.engine, self.options)
 
     @property
+    def history(self) -> EngineSessionHistory:
+        """What was committed to the sessions of this database, each as it was, and forks of them."""
+        return EngineSessionHistory(self.engine, budget_bytes=self.options.commit_budget_bytes)
+
+    @property
     def process_execution_envs(self) -> EngineProcessExecutionEnvStore:
         """The environments that are kept in this database."""
         return EngineProcessExecutionEnvStore(self.engine, budget_bytes=self.options.commit_budget_bytes)
+
+    @property
+    def dispatch(self) -> EngineSessionDispatch:
+        """What there is to do in this database, its turns' beginnings and ends, and what was set aside."""
+        return EngineSessionDispatch(self.engine, self.options)
+
+    @property
+    def workers(self) -> EngineWorkerRegistry:
+        """Who runs turns on this database, and which lanes are held."""
+        return EngineWorkerRegistry(self.engine)
 
     async def gc_unreachable(self, *, keep_revisions: int = 1) -> GcReport:
         """Delete the blobs of the database that no retained checkpoint needs (law M1)."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from fastness.decide import limits
+from fastness.decide import limits, limits_directory
 from fastness.decide.commit_input import prepare
 from fastness.engines.engine import Engine
 from fastness.errors import LeaseExpiredError, SessionBindingMismatchError
@@ -103,7 +103,7 @@ class SessionStore(EngineAttachmentManifest):
 
     async def save_session_meta(self, meta: SessionMeta) -> None:
         """Describe the session anew."""
-        limits.check_meta(meta)
+        limits_directory.check_meta(meta)
         limits.check_size(meta, self._options.commit_budget_bytes)
         if meta.session_id != self.session_id:
             raise SessionBindingMismatchError(self.session_id, meta.session_id)

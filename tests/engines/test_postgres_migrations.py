@@ -13,10 +13,10 @@ import apsw
 import psycopg
 import pytest
 
-from fastness.conformance.builders import chain, content_id, intent, node_ids, turn
+from fastness.conformance.builders import BOB, chain, content_id, intent, lane, node_ids, release, said, turn, work
 from fastness.engines import postgres_open, sqlite_open
 from fastness.errors import BackendError, DatabaseOpenError
-from fastness.model import SessionStoreCreateRequest
+from fastness.model import SessionStoreCreateRequest, TurnBegun
 from fastness.persistence import SqliteSessionStoreFactory, process_execution_env_ref
 from fastness.sql.migrations import Migration, migrations, script
 from fastness.sql.schema import POSTGRES_TYPES, SQLITE_TYPES, Types
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 
 STARTER = """
 import asyncio, sys
-from fastness.model import SessionStoreCreateRequest
+from fastness.model import SessionStoreCreateRequest, TurnBegun
 from fastness.persistence import open_database
 async def main(url):
     sys.stdin.readline()
@@ -57,10 +57,14 @@ def test_ten_processes_may_start_at_once_against_an_empty_database(own_ground: G
         own_ground.execute(f"alter database {name} set default_transaction_isolation = 'serializable'")
         assert start_ten(url) == ["()"] * 10
         with psycopg.connect(url) as connection:
-            assert connection.execute("select version from fastness.fastness_migration").fetchall() == [(1,), (2,)]
+            assert connection.execute("select version from fastness.fastness_migration").fetchall() == [
+                (1,),
+                (2,),
+                (3,),
+            ]
 
 
-THIRD = (
+FOURTH = (
     "alter table lane add column mood text",
     "create table moods (mood text not null primary key)",
     "create index lane_mood on lane (mood)",
@@ -68,11 +72,11 @@ THIRD = (
 
 
 def steps_to(version: int, *more: str) -> Any:
-    """What stands in for the list of migrations: those there are, and a third that runs ``more``; the first few."""
+    """What stands in for the list of migrations: those there are, and a fourth that runs ``more``; the first few."""
 
     def known(types: Types) -> Sequence[Migration]:
-        third = Migration(3, "it's a mood", (*THIRD, *more))
-        return (*migrations(types), third)[:version]
+        fourth = Migration(4, "it's a mood", (*FOURTH, *more))
+        return (*migrations(types), fourth)[:version]
 
     return known
 
@@ -91,29 +95,61 @@ async def test_an_interrupted_migration_leaves_nothing_and_is_run_whole_later(
         for module in (postgres_open, sqlite_open):
             monkeypatch.setattr(module, "migrations", steps_to(version, *more))
 
-    known(2)
+    known(3)
     async with opened() as factory:
         await turn(await factory.create_store(S), *chain("a", "b"))
-    known(3, "insert into no_such_table values (1)")
+    known(4, "insert into no_such_table values (1)")
     async with opened() as factory:
         with pytest.raises(BackendError):
             await factory.create_store(S)
-    known(2)
+    known(3)
     async with opened() as factory:
         store = await factory.create_store(S)
         assert await node_ids(store) == ["a", "b"]
         assert (await factory.check()).findings == ()
-    known(3)
+    known(4)
     async with opened() as factory:
         store = await factory.create_store(S)
         await turn(store, *chain("c", after="b"))
         assert await node_ids(store) == ["a", "b", "c"]
-    known(2)
+    known(3)
     async with opened() as factory:
         with pytest.raises(
-            DatabaseOpenError, match="schema version 3, this release of fastness knows versions up to 2"
+            DatabaseOpenError, match="schema version 4, this release of fastness knows versions up to 3"
         ):
             await factory.create_store(S)
+
+
+UNDO_ENVIRONMENTS = (
+    "drop table environment",
+    "drop index attachment_intent",
+    "alter table attachment drop column intent_id",
+    "create index attachment_intent on attachment (recorded_ms) where committed = 0",
+    "drop index attachment_release_time",
+    "create index attachment_release_time on attachment_release (released_ms)",
+    "delete from fastness_migration where version = 2",
+)
+UNDO_AGENDA = (
+    *(f"drop table {table}" for table in ("quarantine", "session_label", "worker")),
+    *(f"drop index {index}" for index in ("lane_agenda", "lane_owner", "turn_input_by_time", "queued_work_by_time")),
+    *(f"alter table lane drop column {column}" for column in ("ready_ms", "backoff_ms", "priority", "interrupt")),
+    *(f"alter table turn_input drop column {column}" for column in ("available_ms", "attempts")),
+    "alter table queued_work drop column attempts",
+    *(f"alter table commit_log drop column {column}" for column in ("usage", "next_seq", "fencing_token")),
+    "delete from fastness_migration where version = 3",
+)
+
+
+def undo(ground: Ground | None, path: Path, *statements: str) -> None:
+    """Take steps back, behind the library's back."""
+    if ground is not None:
+        for statement in statements:
+            ground.execute(statement)
+        return
+    connection = apsw.Connection(str(path))
+    for statement in statements:
+        connection.execute(statement)
+    connection.close()
 
 
 @pytest.mark.parametrize("engine", ["postgres", "sqlite"])
@@ -130,23 +166,7 @@ async def test_a_database_of_the_first_version_is_migrated_when_it_is_opened(
         store = await factory.create_store(S)
         await turn(store, *chain("a", "b"))
         await store.record_intent(intent(content_id("cat")))
-    undo = (
-        "drop table environment",
-        "drop index attachment_intent",
-        "alter table attachment drop column intent_id",
-        "create index attachment_intent on attachment (recorded_ms) where committed = 0",
-        "drop index attachment_release_time",
-        "create index attachment_release_time on attachment_release (released_ms)",
-        "delete from fastness_migration where version = 2",
-    )
-    if ground is not None:
-        for statement in undo:
-            ground.execute(statement)
-    else:
-        connection = apsw.Connection(str(tmp_path / "m.db"))
-        for statement in undo:
-            connection.execute(statement)
-        connection.close()
+    undo(ground, tmp_path / "m.db", *UNDO_AGENDA, *UNDO_ENVIRONMENTS)
     environment = b'{"cwd": "/srv"}'
     ref = process_execution_env_ref(environment)
     async with opened() as factory:
@@ -155,6 +175,39 @@ async def test_a_database_of_the_first_version_is_migrated_when_it_is_opened(
         await store.commit_refs("s", [content_id("cat")])
         await factory.process_execution_envs.put_process_execution_env(ref, environment)
         assert await factory.process_execution_envs.get_process_execution_env(ref) == environment
+        assert (await factory.check()).findings == ()
+
+
+@pytest.mark.parametrize("engine", ["postgres", "sqlite"])
+async def test_a_database_of_the_second_version_is_migrated_when_it_is_opened(
+    request: pytest.FixtureRequest, tmp_path: Path, engine: str
+) -> None:
+    """Input and work that waited in it, held or not, is on the agenda and run; a session without any is not."""
+    ground: Ground | None = request.getfixturevalue("ground") if engine == "postgres" else None
+
+    def opened() -> Any:
+        return ground.factory() if ground is not None else SqliteSessionStoreFactory(tmp_path / "m.db")
+
+    async with opened() as factory:
+        store = await factory.create_store(S)
+        for session_id in ("input", "work", "held"):
+            await store.enqueue_pending_turn_input(said("hello", session_id=session_id, input_id="i"))
+        await store.cancel_pending_turn_input("work", "i")
+        await store.enqueue_queued_work(work(session_id="work"))
+        lease = await lane(store, session_id="held")
+        await store.claim_next_turn_inputs("held", lease.fence(), max_inputs=1)
+        await release(store, lease)
+        await turn(store, *chain("a", "b"))
+    undo(ground, tmp_path / "m.db", *UNDO_AGENDA)
+    async with opened() as factory:
+        assert await node_ids(await factory.create_store(S)) == ["a", "b"]
+        agenda = await factory.dispatch.read_agenda()
+        assert sorted(each.session_id for each in agenda.sessions) == ["held", "input", "work"]
+        for session_id in ("held", "input", "work"):
+            begun = await factory.dispatch.begin_turn(session_id, BOB, 30_000)
+            assert isinstance(begun, TurnBegun)
+            assert (begun.input_claim is None, begun.work_claim is None) == (session_id == "work", session_id != "work")
+        assert (await factory.dispatch.read_agenda()).sessions == ()
         assert (await factory.check()).findings == ()
 
 
@@ -203,15 +256,15 @@ SHAPE = """
 async def test_a_migrated_schema_equals_a_fresh_one(monkeypatch: pytest.MonkeyPatch, own_ground: Ground) -> None:
     """Columns, types, defaults, indexes and functions are the same whether the steps ran years apart or at once."""
     with ground_of(own_ground.server) as fresh:
-        monkeypatch.setattr(postgres_open, "migrations", steps_to(2))
+        monkeypatch.setattr(postgres_open, "migrations", steps_to(3))
         async with own_ground.factory() as factory:
             await factory.create_store(S)
-        monkeypatch.setattr(postgres_open, "migrations", steps_to(3))
+        monkeypatch.setattr(postgres_open, "migrations", steps_to(4))
         for ground in (own_ground, fresh):
             async with ground.factory() as factory:
                 await factory.create_store(S)
         shapes = [ground.execute(SHAPE)[0][0] for ground in (own_ground, fresh)]
         assert shapes[0] == shapes[1]
-        assert "3it's a mood" in json.dumps(shapes[0])
+        assert "4it's a mood" in json.dumps(shapes[0])
         assert len(shapes[0]) > len(postgres_open.expected_schema().columns)
         assert POSTGRES_TYPES.functions != ()

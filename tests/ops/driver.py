@@ -88,7 +88,7 @@ class Bench:
 
     def plan(self, sql: str) -> str:
         """Say how SQLite would search."""
-        count = max(int(number) for number in re.findall(r"\$(\d+)", sql))
+        count = max((int(number) for number in re.findall(r"\$(\d+)", sql)), default=0)
         rows = self.db.execute("explain query plan " + translate(sql), (None,) * count)
         return "\n".join(str(row[3]) for row in rows)
 

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any, TypeVar
 
+import msgspec
+
 from fastness.model import (
     Acquired,
     ActiveTurn,
@@ -42,6 +44,7 @@ from fastness.model import (
     TextPart,
     TokenLedgerEntry,
     TokenUsage,
+    TurnBegun,
     TurnInput,
     TurnInputClaim,
     TurnInputIngress,
@@ -49,7 +52,7 @@ from fastness.model import (
     message_node,
     raw_json,
 )
-from fastness.model.protocols import RuntimePersistence
+from fastness.model.protocols import RuntimePersistence, SessionDispatchStore
 
 T = TypeVar("T")
 
@@ -164,6 +167,20 @@ def said_now(
     """A draft of input for a turn that runs now."""
     ingress: TurnInputIngress = ActiveTurn(turn_id, boundary)
     return PendingTurnInputDraft(session_id, ingress, TurnInput.of_text(text), **fields)
+
+
+def later(draft: PendingTurnInputDraft, at_ms: int) -> PendingTurnInputDraft:
+    """The same input, for a time of its own."""
+    return msgspec.structs.replace(draft, available_at_ms=at_ms)
+
+
+async def begin(
+    dispatch: SessionDispatchStore, session_id: str = "s", who: LeaseOwnerIdentity = ALICE, **fields: Any
+) -> TurnBegun:
+    """Begin a turn in a session that can run one; ``fields`` are those of ``begin_turn``."""
+    begun = await dispatch.begin_turn(session_id, who, TTL_MS, **fields)
+    assert isinstance(begun, TurnBegun), f"{who.owner_id} expected a turn of {session_id!r} and got {begun}"
+    return begun
 
 
 def task(kind: str = "task") -> Task:

@@ -18,7 +18,14 @@ import pytest
 from fastness.conformance.subject import Power, Subject
 from fastness.errors import StoreError
 from fastness.model import CheckReport, FullGraph, LocalProcess, SessionStoreCreateRequest
-from fastness.model.protocols import AttachmentStore, ProcessExecutionEnvStore, RuntimePersistence
+from fastness.model.protocols import (
+    AttachmentStore,
+    ProcessExecutionEnvStore,
+    RuntimePersistence,
+    SessionDispatchStore,
+    SessionHistoryStore,
+    WorkerRegistry,
+)
 from fastness.sql.program import Param, Program, Read, Row, Statement, Write
 from fastness.sql.schema import SQLITE_TYPES, create_tables
 
@@ -272,6 +279,24 @@ class Lab(Bench):
         """Give the environments of a factory, by default of the one that is open now."""
         self.needs(Power.ENVIRONMENTS)
         found: ProcessExecutionEnvStore = (factory or self.factory).process_execution_envs
+        return found
+
+    def dispatch(self, factory: Any = None) -> SessionDispatchStore:
+        """Give what dispatches turns in a factory's database, by default of the factory that is open now."""
+        self.needs(Power.DISPATCH)
+        found: SessionDispatchStore = (factory or self.factory).dispatch
+        return found
+
+    def workers(self, factory: Any = None) -> WorkerRegistry:
+        """Give the registry of workers of a factory, by default of the one that is open now."""
+        self.needs(Power.WORKERS)
+        found: WorkerRegistry = (factory or self.factory).workers
+        return found
+
+    def history(self, factory: Any = None) -> SessionHistoryStore:
+        """Give the history of a factory's sessions, by default of the factory that is open now."""
+        self.needs(Power.HISTORY)
+        found: SessionHistoryStore = (factory or self.factory).history
         return found
 
     # --- what was changed ---

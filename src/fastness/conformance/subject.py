@@ -37,6 +37,12 @@ class Power(Enum):
     """``factory.check()`` goes through the database and reports what is wrong."""
     ENVIRONMENTS = "it keeps no environments"
     """``factory.process_execution_envs`` is the ``ProcessExecutionEnvStore`` of its database."""
+    DISPATCH = "it dispatches no turns"
+    """``factory.dispatch`` is the ``SessionDispatchStore`` of its database."""
+    WORKERS = "it keeps no registry of workers"
+    """``factory.workers`` is the ``WorkerRegistry`` of its database."""
+    HISTORY = "it keeps no history"
+    """``factory.history`` is the ``SessionHistoryStore`` of its database."""
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,43 @@ LAWS: dict[str, str] = {
     "W4": "Exclusive work is claimed alone; joinable work takes its equals that follow it.",
     "W5": "Exact claims never skip earlier work, and keep W2 to W4.",
     "W6": "Held work cannot be cancelled; a batch without items or of mixed classes is refused.",
+    "T1": (
+        "A session is on the agenda while it has something to claim and a free lane: none is ever missed, and one "
+        "that has not is gone from it once somebody looked."
+    ),
+    "T2": (
+        "What is for later can be listed and cancelled, and not be claimed before its time; the agenda says when "
+        "the next session will be ready, ends of leases included."
+    ),
+    "T3": (
+        "On the agenda a session of a greater priority comes first, among equals the one that has waited longest; "
+        "those with a saturated label are passed over."
+    ),
+    "T4": (
+        "A turn begins with the lane and what leads the session's one line, input or work and never both, at once "
+        "or not at all. Where there is nothing to claim, nothing is touched."
+    ),
+    "T5": (
+        "Each grant counts as an attempt until it is given back; entering again under the same lease grants the "
+        "same rows and counts none. What has failed before is tried alone."
+    ),
+    "T6": (
+        "A turn that failed gives its rows and its lane back at once, and nothing of its session is run before the "
+        "delay is over; a lease that is not live fails nothing."
+    ),
+    "T7": (
+        "Asking a turn to end reaches the holder of that lease, by its renewal and its agenda, and never its successor."
+    ),
+    "T8": "No turn begins beyond what the limit of a label allows, however many begin at once.",
+    "Q1": (
+        "What was tried too often is set aside with its error: no claim meets it, its source key stays bound, and "
+        "no vacuum removes it; a deletion of its session does."
+    ),
+    "Q2": (
+        "What was set aside is tried again behind all that waits, with no attempt counted, or is cancelled for "
+        "good; each of it once."
+    ),
+    "Q3": "The quarantine is listed page by page, oldest first, of all sessions or of one.",
     "A1": "Content is named by the hash of its bytes; name, media type and size belong to the reference.",
     "A2": "An intent is durable before bytes are put; a commit can only stamp what its session's manifest has.",
     "A3": "A session reads only what its own manifest holds, and carries only blobs that its own head holds.",
@@ -87,6 +124,49 @@ LAWS: dict[str, str] = {
         "is a path; an unknown one is told as such."
     ),
     "E1": "What is kept under a reference never changes and outlives a reopening; an unknown reference is None.",
+    "H1": (
+        "Every revision has its row in the history: what kind of commit, which turn, when, on which leaf, what it "
+        "used. Pages are bounded and complete in either direction."
+    ),
+    "H2": (
+        "A session is read as a commit left it, on one snapshot: the whole active path, the usage until then, and the"
+        " checkpoint."
+    ),
+    "H3": (
+        "What of a revision can no longer be read, and a revision that there is not, is an error that says which and "
+        "what to do; never a shorter conversation."
+    ),
+    "F1": (
+        "A fork is a session of its own that begins with the active path to a node, a revision's leaf or the head, "
+        "under the same ids, in one commit; its source stays as it is."
+    ),
+    "F2": (
+        "A fork holds the checkpoint and frames that it begins with: no collection takes them, whatever becomes of "
+        "its source."
+    ),
+    "F3": "Of its source's attachments a fork can read those that its path mentions, and no other.",
+    "F4": (
+        "An id that is taken, or a source, node or revision that is not there, is refused and leaves no trace; of "
+        "forks that race for an id one wins."
+    ),
+    "D1": (
+        "A description is given back as it was saved: labels as a set, the priority, the application's JSON byte for "
+        "byte. A creation describes what nobody has described, and overwrites nothing. Refused: over 64 labels, "
+        "labels that are not 1 to 128 printable bytes, a priority beyond 0 to 9."
+    ),
+    "D2": (
+        "What a session is found by is what its description says: labels and priority change with it, together or not "
+        "at all."
+    ),
+    "D3": "A listing by labels gives every session that has all of them, once, oldest first.",
+    "R1": (
+        "A worker is listed as it announced itself last, with the database's time of that, until it retires or is "
+        "forgotten."
+    ),
+    "R2": (
+        "A lane is listed as held from its grant until it is given back, with holder, fencing token and expiry, and "
+        "never with what proves it."
+    ),
     "M1": (
         "Collection deletes only what no retained head, frame or environment needs; a root that cannot be read stops "
         "it; a second run finds nothing."

@@ -45,6 +45,17 @@ class LogFact(msgspec.Struct, frozen=True):
     checkpoint_ref: str | None
 
 
+class LaneFact(msgspec.Struct, frozen=True):
+    """The lane's row, and the database's time."""
+
+    admission_seq: int
+    fencing_token: int
+    ready_ms: int | None
+    backoff_ms: int
+    expires_ms: int
+    now_ms: int
+
+
 class ClaimFact(msgspec.Struct, frozen=True):
     """A waiting or claimed row of input or work; ``settled`` says that evidence of its id or key is there as well."""
 
@@ -53,6 +64,7 @@ class ClaimFact(msgspec.Struct, frozen=True):
     seq: int
     claim_id: str | None
     lane_token: int
+    available_ms: int
     readable: bool
     settled: bool
 
@@ -63,11 +75,12 @@ class SessionFacts(msgspec.Struct, frozen=True):
     ``needed`` are the blobs that the checkpoint of each holder (the head, a frame) needs, None where it cannot be read;
     ``held`` those on record as held by it; ``broken`` those that are missing or whose bytes are not what their name
     says. ``unreadable_attachments`` are ids whose reference in the manifest cannot be read, or is one to other content.
+    ``lost_quarantined`` are kind and id of what is in quarantine without a reason, or of a reason without its row.
     """
 
     session_id: str
     meta_readable: bool
-    lane: tuple[int, int] | None
+    lane: LaneFact | None
     head: HeadFact | None
     log: LogFact
     frames: frozenset[str]
@@ -76,6 +89,7 @@ class SessionFacts(msgspec.Struct, frozen=True):
     broken: frozenset[str]
     rows: Sequence[ClaimFact]
     unreadable_attachments: Sequence[str] = ()
+    lost_quarantined: Sequence[tuple[str, str]] = ()
 
 
 def session_findings(facts: SessionFacts) -> Iterator[CheckFinding]:
@@ -100,6 +114,7 @@ def session_findings(facts: SessionFacts) -> Iterator[CheckFinding]:
             yield finding("refs", f"what the checkpoint of {holder} needs and what is held for it differ: {differ}")
     for row in facts.rows:
         yield from _row_findings(facts, row)
+    yield from _dispatch_findings(facts)
     for attachment_id in facts.unreadable_attachments:
         yield finding("record", f"the reference of attachment {attachment_id!r} cannot be read, or names other content")
 
@@ -129,11 +144,25 @@ def _row_findings(facts: SessionFacts, row: ClaimFact) -> Iterator[CheckFinding]
         yield CheckFinding("claims", facts.session_id, f"{name} waits and is settled at once")
     if facts.lane is None:
         return
-    admission_seq, fencing_token = facts.lane
-    if row.seq > admission_seq:
+    if row.seq > facts.lane.admission_seq:
         yield CheckFinding("claims", facts.session_id, f"{name} has a place the lane has not given out yet")
-    if row.claim_id is not None and row.lane_token > fencing_token:
+    if row.claim_id is not None and row.lane_token > facts.lane.fencing_token:
         yield CheckFinding("claims", facts.session_id, f"{name} was granted under a token the lane has not drawn yet")
+
+
+def _dispatch_findings(facts: SessionFacts) -> Iterator[CheckFinding]:
+    """A session that the agenda misses is never run again, and nobody sees what is set aside without a reason."""
+    for kind, row_id in facts.lost_quarantined:
+        detail = f"{kind} {row_id!r} is set aside without its reason, or its reason without it"
+        yield CheckFinding("quarantine", facts.session_id, detail)
+    lane = facts.lane
+    if lane is None or not facts.rows:
+        return
+    earliest = min(row.available_ms for row in facts.rows)
+    if lane.ready_ms is None:
+        yield CheckFinding("agenda", facts.session_id, "the session has something to do and is not on the agenda")
+    elif lane.ready_ms > max(earliest, lane.backoff_ms, lane.expires_ms, lane.now_ms):
+        yield CheckFinding("agenda", facts.session_id, "the session is on the agenda later than it has something to do")
 
 
 class NodeAudit:

@@ -20,12 +20,14 @@ class Grant(msgspec.Struct, frozen=True):
 
     ``claim_id`` is None when it was given back or never granted; ``claim_token`` is the greatest grant so far and
     stays. ``lane_token`` and ``lease_token`` name the lease: the lane's fencing token, and which entry of its holder.
+    ``attempts`` counts the grants, those left out that were given back.
     """
 
     claim_id: str | None = None
     claim_token: int = 0
     lane_token: int = 0
     lease_token: str | None = None
+    attempts: int = 0
 
 
 class Claimable(msgspec.Struct, frozen=True):

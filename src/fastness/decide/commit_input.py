@@ -237,14 +237,15 @@ def _usage(deltas: tuple[TokenLedgerEntry, ...]) -> dict[tuple[str, str], TokenU
     for entry in deltas:
         check_id("usage.source", entry.source)
         check_id("usage.model", entry.model)
-        _check_usage("usage", entry.usage)
+        check_usage("usage", entry.usage)
         key = (entry.source, entry.model)
         total[key] = total[key] + entry.usage if key in total else entry.usage
     check_usage_totals(total)
     return total
 
 
-def _check_usage(what: str, usage: object) -> None:
+def check_usage(what: str, usage: object) -> None:
+    """Refuse what is no usage, or counters that are no count."""
     if not isinstance(usage, TokenUsage):
         raise InvalidInputError(what, "must be a TokenUsage")
     for name, counter in zip(usage.__struct_fields__, msgspec.structs.astuple(usage), strict=True):
@@ -255,7 +256,7 @@ def _check_usage(what: str, usage: object) -> None:
 def check_usage_totals(totals: dict[tuple[str, str], TokenUsage]) -> None:
     """Refuse totals that a 63-bit counter cannot hold, before they could wrap."""
     for usage in totals.values():
-        _check_usage("usage total", usage)
+        check_usage("usage total", usage)
 
 
 def _checkpoint(hydrated: HydratedSessionCheckpoint) -> CheckpointInput:
@@ -263,9 +264,9 @@ def _checkpoint(hydrated: HydratedSessionCheckpoint) -> CheckpointInput:
     if not isinstance(state, PersistedTurnState):
         raise InvalidInputError("checkpoint.turn_state", "must be a PersistedTurnState")
     check_count("turn_state.turn_index", state.turn_index)
-    _check_usage("turn_state.token_usage", state.token_usage)
+    check_usage("turn_state.token_usage", state.token_usage)
     if state.last_prompt_usage is not None:
-        _check_usage("turn_state.last_prompt_usage", state.last_prompt_usage)
+        check_usage("turn_state.last_prompt_usage", state.last_prompt_usage)
     contents: dict[str, bytes] = {}
     carried: list[str] = []
     manifest = SessionCheckpoint(

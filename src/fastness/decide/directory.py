@@ -1,4 +1,4 @@
-"""What is known of a session, from what was given and what was not (law M3)."""
+"""What is known of a session, from what was given and what was not (laws M3, D1)."""
 
 from __future__ import annotations
 
@@ -23,13 +23,26 @@ def filled_meta(request: SessionStoreCreateRequest, stored: SessionMeta | None, 
     """Give the metadata after a creation: what is missing is filled in, nothing is overwritten."""
     if stored is None:
         given = effective_meta(request.session_id, None, created_ms)
-        return msgspec.structs.replace(given, model=request.config.model, relation=request.relation)
+        return tidied(
+            msgspec.structs.replace(
+                given,
+                model=request.config.model,
+                relation=request.relation,
+                labels=request.labels,
+                priority=request.priority,
+            )
+        )
     return msgspec.structs.replace(
         stored,
         session_name=stored.session_name or request.session_id,
         created_at=stored.created_at or rfc3339(created_ms),
         model=stored.model or request.config.model,
     )
+
+
+def tidied(meta: SessionMeta) -> SessionMeta:
+    """Give a description as it is kept: each label once, in the order of their bytes, which is that of code points."""
+    return msgspec.structs.replace(meta, labels=tuple(sorted(set(meta.labels))))
 
 
 def parent_of(meta: SessionMeta) -> str | None:

@@ -8,6 +8,7 @@ import msgspec
 
 from fastness.errors import LeaseExpiredError
 from fastness.model.lease import (
+    InterruptRequest,
     LeaseOwnerIdentity,
     LocalProcess,
     SessionExecutionLease,
@@ -36,6 +37,7 @@ class LaneFacts(msgspec.Struct, frozen=True):
     """A session's lane as its locked row says, and the database's time at that moment.
 
     ``lease_token`` is None while the lane is free. ``fencing_token`` and ``admission_seq`` are the last ones drawn.
+    ``backoff_ms`` is the time until which a failed turn is not tried again.
     """
 
     sid: int
@@ -47,6 +49,8 @@ class LaneFacts(msgspec.Struct, frozen=True):
     claimed_ms: int
     expires_ms: int
     now_ms: int
+    backoff_ms: int = 0
+    interrupt: InterruptRequest | None = None
 
     @property
     def is_live(self) -> bool:
@@ -63,8 +67,19 @@ class LaneFacts(msgspec.Struct, frozen=True):
         if self.owner is None or self.lease_token is None or not self.is_live:
             return None
         return SessionExecutionLease(
-            self.session_id, self.owner, self.lease_token, self.fencing_token, self.claimed_ms, self.expires_ms
+            self.session_id,
+            self.owner,
+            self.lease_token,
+            self.fencing_token,
+            self.claimed_ms,
+            self.expires_ms,
+            self.interrupt,
         )
+
+    def ready_ms(self, available_ms: int) -> int:
+        """The time from which it is worth looking at a session that has something which waits for ``available_ms``."""
+        held_until = self.expires_ms if self.is_live else 0
+        return max(available_ms, self.now_ms, self.backoff_ms, held_until)
 
 
 Lane: TypeAlias = "FenceFacts | LaneFacts"
@@ -120,7 +135,9 @@ def grant(lane: LaneFacts, owner: LeaseOwnerIdentity, lease_token: str, ttl_ms: 
     if lane.owner is None or not same_incarnation(lane.owner, owner):
         return None
     expires_ms = max(expires_ms, lane.expires_ms)
-    return SessionExecutionLease(lane.session_id, owner, lease_token, lane.fencing_token, lane.claimed_ms, expires_ms)
+    return SessionExecutionLease(
+        lane.session_id, owner, lease_token, lane.fencing_token, lane.claimed_ms, expires_ms, lane.interrupt
+    )
 
 
 def may_reclaim(lane: LaneFacts, observed: SessionExecutionLeaseFence, dead: LocalProcess | None) -> bool:

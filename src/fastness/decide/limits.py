@@ -41,17 +41,7 @@ from fastness.model.queued_work import (
     SlotPolicy,
     Task,
 )
-from fastness.model.session import (
-    ActivePath,
-    Child,
-    PersistedSessionConfig,
-    Root,
-    SessionFilter,
-    SessionMeta,
-    SessionReadScope,
-    SessionRelation,
-    SessionStoreCreateRequest,
-)
+from fastness.model.session import ActivePath, SessionReadScope
 from fastness.model.turn_input import (
     ActiveTurn,
     AttachmentItem,
@@ -249,6 +239,7 @@ def check_input_draft(draft: PendingTurnInputDraft) -> None:
     check_optional_id("draft.input_id", draft.input_id)
     check_optional_id("draft.source_key", draft.source_key)
     _check_ingress(draft.ingress)
+    check_count("draft.available_at_ms", draft.available_at_ms)
     check_type("draft.input", draft.input, TurnInput)
     _check_json("draft.input.metadata", draft.input.metadata)
     for item in _series("draft.input.items", draft.input.items):
@@ -422,50 +413,3 @@ def check_scope(scope: SessionReadScope) -> None:
     """Take what a load is asked for. What is no scope at all has an error of its own."""
     if isinstance(scope, ActivePath):
         check_optional_id("scope.leaf_node_id", scope.leaf_node_id)
-
-
-def check_meta(meta: SessionMeta) -> None:
-    """Take what a person wants to know of a session."""
-    check_type("meta", meta, SessionMeta)
-    check_id("meta.session_id", meta.session_id)
-    for what in ("session_name", "created_at", "model"):
-        check_text(f"meta.{what}", getattr(meta, what))
-    if meta.cwd is not None:
-        check_text("meta.cwd", meta.cwd)
-    _check_relation(meta.relation)
-
-
-def check_create_request(request: SessionStoreCreateRequest) -> None:
-    """Take what names a session to a factory."""
-    check_type("request", request, SessionStoreCreateRequest)
-    check_id("request.session_id", request.session_id)
-    _check_relation(request.relation)
-    check_type("request.config", request.config, PersistedSessionConfig)
-    check_text("request.config.provider_id", request.config.provider_id)
-    check_text("request.config.model", request.config.model)
-
-
-def _check_relation(relation: SessionRelation) -> None:
-    check_type("relation", relation, Root, Child)
-    if isinstance(relation, Child):
-        check_id("relation.parent_session_id", relation.parent_session_id)
-        check_optional_id("relation.caused_by", relation.caused_by)
-
-
-def check_filter(filters: SessionFilter) -> None:
-    """Take what narrows a listing."""
-    check_type("filters", filters, SessionFilter)
-    check_optional_id("filters.id_prefix", filters.id_prefix)
-    check_optional_id("filters.parent_session_id", filters.parent_session_id)
-    for what in ("created_from_ms", "created_until_ms"):
-        if getattr(filters, what) is not None:
-            check_int63(f"filters.{what}", getattr(filters, what))
-
-
-def check_cursor(cursor: str | None) -> int:
-    """Take the cursor of a listing back, and give the place behind which it goes on."""
-    if cursor is None:
-        return 0
-    if not isinstance(cursor, str) or not cursor.isascii() or not cursor.isdigit() or len(cursor) > 18:
-        raise InvalidInputError("cursor", "is none of ours; pass next_cursor of the page before")
-    return int(cursor)

@@ -170,6 +170,7 @@ class WaitingWork(msgspec.Struct, frozen=True):
     delivery_policy: DeliveryPolicy
     slot_policy: SlotPolicy
     merge_key: MergeKey
+    attempts: int = 0
 
 
 class WorkRow(msgspec.Struct, frozen=True):
@@ -207,6 +208,7 @@ def as_batch(row: WorkRow, state: QueuedWorkBatchState) -> QueuedWorkBatch:
         source_key=draft.source_key,
         available_at_ms=draft.available_at_ms,
         enqueued_at_epoch_ms=row.enqueued_ms,
+        attempts=row.grant.attempts,
     )
 
 

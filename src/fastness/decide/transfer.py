@@ -29,7 +29,10 @@ _FREE = {
     "lease_token": None,
     "claimed_ms": 0,
     "expires_ms": 0,
+    "backoff_ms": 0,
+    "interrupt": None,
 }
+_READY = "ready_ms"
 _TOKEN = "fencing_token"  # noqa: S105 - the name of a column
 _MODULUS = 1 << 256
 
@@ -37,15 +40,18 @@ Row = Sequence[Any]
 
 
 def free_lane(columns: Sequence[str], row: Row, advance: int) -> tuple[Any, ...]:
-    """Give a lane's row with nobody in it and its fencing token moved on. All other columns stay as they are."""
+    """Give a lane's row with nobody in it and its fencing token moved on, to be looked at soon if anything waits there.
+
+    All other columns stay as they are.
+    """
     lane = dict(zip(columns, row, strict=True))
-    lane |= _FREE | {_TOKEN: lane[_TOKEN] + advance}
+    lane |= _FREE | {_TOKEN: lane[_TOKEN] + advance, _READY: None if lane[_READY] is None else 0}
     return tuple(lane[column] for column in columns)
 
 
 def lane_identity(columns: Sequence[str], row: Row) -> tuple[Any, ...]:
     """Give what of a lane counts when copies are compared: all but who holds it and the fencing token."""
-    ignored = {*_FREE, _TOKEN}
+    ignored = {*_FREE, _TOKEN, _READY}
     return tuple(value for column, value in zip(columns, row, strict=True) if column not in ignored)
 
 

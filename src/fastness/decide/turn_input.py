@@ -57,7 +57,7 @@ class InputRow(msgspec.Struct, frozen=True):
     @property
     def is_settled(self) -> bool:
         """Whether the row is evidence only."""
-        return self.state in {"completed", "cancelled"}
+        return self.state in {"completed", "cancelled", "quarantined"}
 
 
 def effective_state(row: InputRow, lane: LaneFacts) -> TurnInputState:
@@ -85,6 +85,8 @@ def as_input(row: InputRow, state: TurnInputState) -> PendingTurnInput:
         input=draft.input,
         source_key=draft.source_key,
         enqueued_at_epoch_ms=row.enqueued_ms,
+        available_at_ms=draft.available_at_ms,
+        attempts=row.grant.attempts,
     )
 
 

@@ -57,8 +57,18 @@ class SessionExecutionLeaseCompletion(Value, frozen=True):
     fencing_token: int
 
 
+class InterruptRequest(Value, frozen=True):
+    """Somebody wants the turn that runs under a lease to end. ``reason`` is for people and for the handler."""
+
+    reason: str | None = None
+    requested_at_epoch_ms: int = 0
+
+
 class SessionExecutionLease(Value, frozen=True):
-    """The lane, granted. Times are milliseconds since the epoch of the database's clock."""
+    """The lane, granted. Times are milliseconds since the epoch of the database's clock.
+
+    ``interrupt`` is what was asked of its holder, as it was seen when the lease was renewed or observed last.
+    """
 
     session_id: str
     owner: LeaseOwnerIdentity
@@ -66,6 +76,7 @@ class SessionExecutionLease(Value, frozen=True):
     fencing_token: int
     claimed_at_epoch_ms: int
     expires_at_epoch_ms: int
+    interrupt: InterruptRequest | None = None
 
     def fence(self) -> SessionExecutionLeaseFence:
         """Give the proof of holding this lease."""

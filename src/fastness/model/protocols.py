@@ -5,7 +5,7 @@ Every method that does I/O is a coroutine. All raise ``StoreError`` and nothing 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from fastness.model.attachments import (
@@ -18,6 +18,8 @@ from fastness.model.attachments import (
 )
 from fastness.model.checkpoint import CheckpointKind
 from fastness.model.commit import RuntimeCommit, RuntimeCommitResult
+from fastness.model.dispatch import Agenda, QuarantineKind, QuarantinePage, TurnBeginning, TurnFailure
+from fastness.model.history import CommitPage
 from fastness.model.lease import (
     LeaseOwnerIdentity,
     SessionExecutionLease,
@@ -52,6 +54,7 @@ from fastness.model.turn_input import (
     PendingTurnInputSuffixCancelOutcome,
     TurnInputClaim,
 )
+from fastness.model.worker import HeldLane, WorkerRecord
 
 
 @runtime_checkable
@@ -244,3 +247,83 @@ class ProcessExecutionEnvStore(Protocol):
 
     async def put_process_execution_env(self, ref: str, data: bytes) -> None: ...
     async def get_process_execution_env(self, ref: str) -> bytes | None: ...
+
+
+@runtime_checkable
+class SessionDispatchStore(Protocol):
+    """What there is to do in a database, its turns' beginnings and failures, and what was set aside (laws T, Q).
+
+    ``begin_turn`` answers with the turn, or says why there is none; without ``claims`` it takes the lane alone.
+    ``fail_turn`` raises ``LeaseExpiredError`` where the lease is not live any more. Retrying and discarding what is not
+    in quarantine gives False.
+    """
+
+    async def now_ms(self) -> int: ...
+    async def read_agenda(
+        self, *, limit: int = 100, owner_id: str | None = None, saturated_labels: Sequence[str] = ()
+    ) -> Agenda: ...
+    async def begin_turn(
+        self,
+        session_id: str,
+        owner: LeaseOwnerIdentity,
+        lease_ttl_ms: int,
+        *,
+        max_inputs: int = 100,
+        max_batches: int = 100,
+        max_attempts: int | None = None,
+        needs_something: bool = True,
+        claims: bool = True,
+        label_limits: Mapping[str, int] | None = None,
+        observed_holder: SessionExecutionLeaseFence | None = None,
+    ) -> TurnBeginning: ...
+    async def fail_turn(
+        self,
+        completion: SessionExecutionLeaseCompletion,
+        *,
+        input_claims: Sequence[TurnInputClaim] = (),
+        work_claims: Sequence[QueuedWorkClaim] = (),
+        error: str,
+        delay_ms: int = 0,
+        max_attempts: int | None = None,
+        counts: bool = True,
+    ) -> TurnFailure: ...
+    async def request_interrupt(
+        self, session_id: str, *, reason: str | None = None, fencing_token: int | None = None
+    ) -> SessionExecutionLease | None: ...
+    async def list_quarantine(
+        self, *, session_id: str | None = None, limit: int = 100, cursor: str | None = None
+    ) -> QuarantinePage: ...
+    async def retry_quarantined(self, session_id: str, kind: QuarantineKind, row_id: str) -> bool: ...
+    async def discard_quarantined(self, session_id: str, kind: QuarantineKind, row_id: str) -> bool: ...
+
+
+@runtime_checkable
+class WorkerRegistry(Protocol):
+    """Who runs turns on a database, as they say it themselves, and which lanes are held (laws R)."""
+
+    async def announce_worker(self, record: WorkerRecord) -> None: ...
+    async def retire_worker(self, worker_id: str) -> None: ...
+    async def list_workers(self, *, seen_since_ms: int | None = None) -> list[WorkerRecord]: ...
+    async def forget_workers(self, seen_until_ms: int) -> int: ...
+    async def list_held_lanes(
+        self, *, after: HeldLane | None = None, limit: int = 1000, owner_id: str | None = None
+    ) -> list[HeldLane]: ...
+
+
+@runtime_checkable
+class SessionHistoryStore(Protocol):
+    """What was committed to the sessions of a database, each as it was, and forks of them (laws H, F)."""
+
+    async def list_commits(
+        self, session_id: str, *, after_revision: int = 0, limit: int = 100, newest_first: bool = False
+    ) -> CommitPage: ...
+    async def load_session_at(self, session_id: str, revision: int) -> PersistedSessionRead | None: ...
+    async def fork_session(
+        self,
+        session_id: str,
+        new_session_id: str,
+        *,
+        at_node_id: str | None = None,
+        at_revision: int | None = None,
+        name: str | None = None,
+    ) -> SessionMeta: ...

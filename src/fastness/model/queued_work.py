@@ -34,7 +34,7 @@ QueuedWorkClass: TypeAlias = Literal["session_command", "turn_work"]
 DeliveryPolicy: TypeAlias = Literal["earliest_safe_boundary", "after_current_turn_commit"]
 SlotPolicy: TypeAlias = Literal["join", "exclusive"]
 QueuedWorkClaimBoundary: TypeAlias = Literal["active_turn_checkpoint", "idle"]
-QueuedWorkBatchState: TypeAlias = Literal["pending", "claimed", "completed", "cancelled"]
+QueuedWorkBatchState: TypeAlias = Literal["pending", "claimed", "completed", "cancelled", "quarantined"]
 
 
 class Never(Value, frozen=True, tag_field="type", tag="never"):
@@ -77,7 +77,10 @@ class QueuedWorkBatchDraft(Record, frozen=True):
 
 
 class QueuedWorkBatch(Value, frozen=True):
-    """Work as the store keeps it. ``admission_seq`` orders all input and work of a session."""
+    """Work as the store keeps it. ``admission_seq`` orders all input and work of a session.
+
+    ``attempts`` says how often it was granted without being given back.
+    """
 
     session_id: str
     batch_id: str
@@ -91,6 +94,7 @@ class QueuedWorkBatch(Value, frozen=True):
     source_key: str | None = None
     available_at_ms: int = 0
     enqueued_at_epoch_ms: int = 0
+    attempts: int = 0
 
 
 class QueuedWorkCompletion(Value, frozen=True):

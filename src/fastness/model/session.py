@@ -36,7 +36,11 @@ SessionRelation: TypeAlias = Root | Child
 
 
 class SessionMeta(Record, frozen=True):
-    """What a person wants to know of a session. ``created_at`` is RFC 3339."""
+    """What a person wants to know of a session. ``created_at`` is RFC 3339.
+
+    ``labels`` are a set, kept in the order of their bytes: a listing can ask for them. ``priority`` is 0 to 9, and the
+    work of sessions with 9 goes first. ``custom`` is the application's own JSON.
+    """
 
     session_id: str
     session_name: str
@@ -44,6 +48,9 @@ class SessionMeta(Record, frozen=True):
     model: str
     cwd: str | None = None
     relation: SessionRelation = Root()
+    labels: tuple[str, ...] = ()
+    priority: int = 0
+    custom: msgspec.Raw = NO_JSON
 
 
 class PersistedSessionConfig(Record, frozen=True):
@@ -209,20 +216,30 @@ class SessionReadView(msgspec.Struct, frozen=True):
 
 
 class SessionStoreCreateRequest(Value, frozen=True):
-    """Names a session for a factory; ``relation`` and ``config`` count when the session is created."""
+    """Names a session for a factory; all else counts when the session is created.
+
+    ``labels`` and ``priority`` count where nobody has described the session yet: one without labels may be meant so.
+    """
 
     session_id: str
     relation: SessionRelation = Root()
     config: PersistedSessionConfig = PersistedSessionConfig()
+    labels: tuple[str, ...] = ()
+    priority: int = 0
 
 
 class SessionFilter(Value, frozen=True):
-    """Which sessions a listing shows; times are milliseconds since the epoch, both ends inclusive."""
+    """Which sessions a listing shows; times are milliseconds since the epoch, both ends inclusive.
+
+    A session is shown if it has all of the ``labels``. The listing goes through the sessions of the first and looks the
+    others up, so that it pays to begin with the rarest.
+    """
 
     id_prefix: str | None = None
     parent_session_id: str | None = None
     created_from_ms: int | None = None
     created_until_ms: int | None = None
+    labels: tuple[str, ...] = ()
 
 
 class SessionSummary(Value, frozen=True):

@@ -61,20 +61,30 @@ class TurnInput(Value, frozen=True):
 
 
 class PendingTurnInputDraft(Record, frozen=True):
-    """Input to be enqueued. ``source_key`` makes it idempotent; ``input_id`` is minted when it is not given."""
+    """Input to be enqueued. ``source_key`` makes it idempotent; ``input_id`` is minted when it is not given.
+
+    ``available_at_ms`` is milliseconds since the epoch; the input is claimable from then on. It is no part of what a
+    source key is bound to: the same thing said again may name another time, and the first one stays.
+    """
 
     session_id: str
     ingress: TurnInputIngress
     input: TurnInput
     input_id: str | None = None
     source_key: str | None = None
+    available_at_ms: int = 0
 
 
-TurnInputState: TypeAlias = Literal["pending_active", "deferred_next_turn", "accepted", "cancelled", "completed"]
+TurnInputState: TypeAlias = Literal[
+    "pending_active", "deferred_next_turn", "accepted", "cancelled", "completed", "quarantined"
+]
 
 
 class PendingTurnInput(Value, frozen=True):
-    """Input as the store keeps it. ``admission_seq`` orders all input and work of a session."""
+    """Input as the store keeps it. ``admission_seq`` orders all input and work of a session.
+
+    ``attempts`` says how often it was granted without being given back: 1 in the claim of the first turn.
+    """
 
     session_id: str
     input_id: str
@@ -84,6 +94,8 @@ class PendingTurnInput(Value, frozen=True):
     input: TurnInput
     source_key: str | None = None
     enqueued_at_epoch_ms: int = 0
+    available_at_ms: int = 0
+    attempts: int = 0
 
 
 class TurnInputCompletion(Value, frozen=True):

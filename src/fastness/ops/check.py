@@ -7,7 +7,7 @@ from typing import TypeVar
 import msgspec
 
 from fastness.decide import check as rules
-from fastness.decide.check import ClaimFact, HeadFact, LogFact, NodeFact, SessionFacts
+from fastness.decide.check import ClaimFact, HeadFact, LaneFact, LogFact, NodeFact, SessionFacts
 from fastness.decide.commit import HEAD as HEAD_HOLDER
 from fastness.decide.commit import frame_holder
 from fastness.errors import StoreError
@@ -31,7 +31,8 @@ COUNTS = """
 ORPHANS = "select count(*) from {table} where sid not in (select sid from session)"
 NEXT_SESSION = "select sid, session_id from session where sid > $1 order by sid limit 1"
 SESSION = "select session_id, meta, config from session where sid = $1"
-LANE = "select admission_seq, fencing_token from lane where sid = $1"
+LANE = """
+    select admission_seq, fencing_token, ready_ms, backoff_ms, expires_ms, now_ms() from lane where sid = $1"""
 HEAD = """
     select revision, leaf_node_id, node_count, next_seq, agent_frame_id, checkpoint_ref, checkpoint
     from head where sid = $1"""
@@ -42,13 +43,23 @@ HELD = """
     select h.holder, h.ref, b.body from blob_holder h left join blob b on b.ref = h.ref
     where h.sid = $1 and h.until_revision is null"""
 INPUTS = """
-    select i.input_id, i.seq, i.claim_id, i.lane_token, i.body, exists (select 1 from turn_input_evidence e
-        where e.sid = i.sid and (e.input_id = i.input_id or e.source_key = i.source_key))
+    select i.input_id, i.seq, i.claim_id, i.lane_token, i.available_ms, i.body,
+        exists (select 1 from turn_input_evidence e
+            where e.sid = i.sid and (e.input_id = i.input_id or e.source_key = i.source_key))
     from turn_input i where i.sid = $1"""
 WORK = """
-    select w.batch_id, w.seq, w.claim_id, w.lane_token, w.body, exists (select 1 from queued_work_evidence e
-        where e.sid = w.sid and (e.batch_id = w.batch_id or e.source_key = w.source_key))
+    select w.batch_id, w.seq, w.claim_id, w.lane_token, w.available_ms, w.body,
+        exists (select 1 from queued_work_evidence e
+            where e.sid = w.sid and (e.batch_id = w.batch_id or e.source_key = w.source_key))
     from queued_work w where w.sid = $1"""
+# What is set aside has a row in both places.
+_LOST = """
+    select '{kind}', e.{row_id} from {table}_evidence e where e.sid = $1 and e.state = 'quarantined' and not exists (
+        select 1 from quarantine q where q.sid = e.sid and q.kind = '{kind}' and q.row_id = e.{row_id})
+    union all select '{kind}', q.row_id from quarantine q where q.sid = $1 and q.kind = '{kind}' and not exists (
+        select 1 from {table}_evidence e where e.sid = q.sid and e.{row_id} = q.row_id and e.state = 'quarantined')"""
+LOST_INPUT = _LOST.format(kind="input", row_id="input_id", table="turn_input")
+LOST_WORK = _LOST.format(kind="work", row_id="batch_id", table="queued_work")
 ATTACHMENTS = "select attachment_id, reference from attachment where sid = $1"
 NODES = """
     select seq, node_id, parent_seq, tombstoned, crc, body from node
@@ -88,15 +99,16 @@ def check_session(sid: int) -> Program[SessionCheck]:
     if not sessions:
         return SessionCheck(0, 0, ())
     ((session_id, meta, config),) = sessions
-    lanes, heads, ((log_count, newest),), last, frames, held, inputs, work, attachments = yield Read(
-        *(Statement(sql, (sid,)) for sql in (LANE, HEAD, LOG, NEWEST, FRAMES, HELD, INPUTS, WORK, ATTACHMENTS))
+    lanes, heads, ((log_count, newest),), last, frames, held, inputs, work, attachments, *lost = yield Read(
+        *(Statement(sql, (sid,)) for sql in (LANE, HEAD, LOG, NEWEST, FRAMES, HELD, INPUTS, WORK, ATTACHMENTS)),
+        *(Statement(sql, (sid,)) for sql in (LOST_INPUT, LOST_WORK)),
     )
     head = HeadFact(*heads[0]) if heads else None
     contents = {ref: stored_content(ref, body) for _, ref, body in held}
     facts = SessionFacts(
         session_id=session_id,
         meta_readable=_readable(SessionMeta, meta) and _readable(PersistedSessionConfig, config),
-        lane=lanes[0] if lanes else None,
+        lane=LaneFact(*lanes[0]) if lanes else None,
         head=head,
         log=LogFact(log_count, newest, *(last[0] if last else (None, None))),
         frames=frozenset(frame_id for frame_id, _ in frames),
@@ -106,6 +118,7 @@ def check_session(sid: int) -> Program[SessionCheck]:
         rows=[_claim_fact("input", PendingTurnInputDraft, row) for row in inputs]
         + [_claim_fact("batch", QueuedWorkBatchDraft, row) for row in work],
         unreadable_attachments=[found for found, reference in attachments if not _names(found, reference)],
+        lost_quarantined=[(kind, row_id) for rows in lost for kind, row_id in rows],
     )
     findings = list(rules.session_findings(facts))
     audit = rules.NodeAudit(session_id, facts.frames)
@@ -167,8 +180,8 @@ def _needs(ref: str, manifest: bytes | None) -> frozenset[str] | None:
 
 
 def _claim_fact(kind: str, record: type[R], row: Row) -> ClaimFact:
-    row_id, seq, claim_id, lane_token, body, settled = row
-    return ClaimFact(kind, row_id, seq, claim_id, lane_token, _readable(record, body), bool(settled))
+    row_id, seq, claim_id, lane_token, available_ms, body, settled = row
+    return ClaimFact(kind, row_id, seq, claim_id, lane_token, available_ms, _readable(record, body), bool(settled))
 
 
 def _node_fact(row: Row) -> NodeFact:

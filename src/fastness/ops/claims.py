@@ -13,6 +13,7 @@ from fastness.decide import claims as rules
 from fastness.decide.claims import Claimable, HeldRow, ShownClaim
 from fastness.decide.lane import LaneFacts
 from fastness.errors import ClaimExpiredError
+from fastness.model.dispatch import QuarantineKind
 from fastness.ops.lane import Target, enter, look, of_session
 from fastness.sql.program import Expected, Program, Row, Statement, Write, id_list
 
@@ -22,8 +23,8 @@ FREE = "(claim_id is null or lane_token <> $2)"
 EARLIER = "claim_id is not null and lane_token = $2 and lease_token <> $3"
 """An earlier entry of the live lease holds the row. ``$3`` is the lease token of the entry that asks."""
 
-GRANT_COLUMNS = "claim_id, claim_token, lane_token, lease_token"
-NO_GRANT = "null, 0, 0, null"
+GRANT_COLUMNS = "claim_id, claim_token, lane_token, lease_token, attempts"
+NO_GRANT = "null, 0, 0, null, 0"
 
 
 class ClaimTable(NamedTuple):
@@ -36,9 +37,11 @@ class ClaimTable(NamedTuple):
     drop_claimed: str
     keep_named: str
     drop_named: str
+    cancel_kept: str
+    forget_why: str
 
 
-def claim_table(table: str, row_id: str, on_grant: str = "") -> ClaimTable:
+def claim_table(table: str, kind: QuarantineKind, row_id: str, on_grant: str = "") -> ClaimTable:
     """Write the statements for a table. ``on_grant`` is what else a grant sets."""
     keep = f"""
     insert into {table}_evidence (sid, seq, {row_id}, source_key, state, enqueued_ms, settled_ms, body)
@@ -49,14 +52,22 @@ def claim_table(table: str, row_id: str, on_grant: str = "") -> ClaimTable:
     return ClaimTable(
         held=f"select {facts} from {table} where sid = $1 and claim_id in any_of($2)",
         grant=f"""
-    update {table} set claim_id = $3, claim_token = $4, lane_token = $5, lease_token = $6{on_grant}
+    update {table} set claim_id = $3, claim_token = $4, lane_token = $5, lease_token = $6,
+        attempts = attempts + case when lane_token = $5 then 0 else 1 end{on_grant}
     {named}
-    returning {row_id}, seq, enqueued_ms, body""",
-        give_back=f"update {table} set claim_id = null, lane_token = 0, lease_token = null {claimed}",
+    returning {row_id}, seq, enqueued_ms, attempts, body""",
+        give_back=f"""
+    update {table} set claim_id = null, lane_token = 0, lease_token = null,
+        attempts = case when attempts > 0 then attempts - 1 else 0 end
+    {claimed}""",
         keep_claimed=f"{keep} {claimed}",
         drop_claimed=f"delete from {table} {claimed}",
         keep_named=f"{keep} {named}",
         drop_named=f"delete from {table} {named}",
+        cancel_kept=f"""
+    update {table}_evidence set state = 'cancelled', settled_ms = now_ms() {named} and state = 'quarantined'""",
+        forget_why=f"""
+    delete from quarantine where sid = $1 and kind = '{kind}' and row_id in any_of($2)""",
     )
 
 
@@ -66,6 +77,7 @@ class GrantedRow(NamedTuple):
     row_id: str
     seq: int
     enqueued_ms: int
+    attempts: int
     body: str
 
 
@@ -75,15 +87,29 @@ def grant_rows(
     """Grant the rows under the live lease (law K2): the claim's fencing token, and the rows as they are asked for.
 
     It is the last thing that a claim does.
+    """
+    statement, token = grant_statement(table, lane.sid, lane.live_token, lane.lease_token, claim_id, rows)
+    (granted,) = yield Write(statement, last=True)
+    return token, in_order(granted, rows)
 
-    Only here are bodies read, so that a claim pays for what it takes and for nothing else.
+
+def grant_statement(
+    table: ClaimTable, sid: int, lane_token: int, lease_token: str | None, claim_id: str, rows: Sequence[Claimable]
+) -> tuple[Statement, int]:
+    """Give the statement that grants rows under a lease, and the claim's fencing token; read its rows ``in_order``.
+
+    Only here are bodies read, so that a claim pays for what it takes and for nothing else. What is granted again under
+    the very lease that it was granted under is no new attempt.
     """
     token = rules.next_claim_token(row.claim_token for row in rows)
     ids = id_list(row.row_id for row in rows)
-    params = (lane.sid, ids, claim_id, token, lane.live_token, lane.lease_token)
-    (granted,) = yield Write(Statement(table.grant, params), last=True)
+    return Statement(table.grant, (sid, ids, claim_id, token, lane_token, lease_token)), token
+
+
+def in_order(granted: Iterable[Row], rows: Sequence[Claimable]) -> list[GrantedRow]:
+    """Read what a grant gave, in the order that was asked for."""
     by_id = {row[0]: GrantedRow(*row) for row in granted}
-    return token, [by_id[row.row_id] for row in rows]
+    return [by_id[row.row_id] for row in rows]
 
 
 def held_statement(table: ClaimTable, sid: int, shown: Iterable[ShownClaim]) -> Statement:
@@ -112,9 +138,11 @@ def settle_claim(table: ClaimTable, sid: int, claim_id: str) -> tuple[Statement,
 
 
 def cancel_rows(table: ClaimTable, lane: LaneFacts, row_ids: Iterable[str]) -> tuple[Statement, ...]:
-    """Give the statements that cancel rows that no live claim holds."""
+    """Give the statements that cancel rows that no live claim holds, in quarantine or not."""
     ids = id_list(row_ids)
     return (
+        Statement(table.cancel_kept, (lane.sid, ids)),
+        Statement(table.forget_why, (lane.sid, ids)),
         Statement(table.keep_named, (lane.sid, ids, "cancelled")),
         Statement(table.drop_named, (lane.sid, ids)),
     )

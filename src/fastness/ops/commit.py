@@ -11,7 +11,7 @@ from fastness.decide.commit import CommitFacts, HeadFacts, Receipt, Settlement
 from fastness.decide.commit_input import CommitInput
 from fastness.decide.graph import KnownNode
 from fastness.model.base import encode
-from fastness.model.checkpoint import TokenUsage
+from fastness.model.checkpoint import TokenLedgerEntry, TokenUsage
 from fastness.model.commit import RuntimeCommitResult
 from fastness.model.session import AgentFrameRecord
 from fastness.ops import manifest, outbox, queued_work, turn_input
@@ -62,11 +62,12 @@ MOVE_HEAD = """
     where sid = $1"""
 ADD_TO_LOG = """
     insert into commit_log (sid, revision, kind, turn_id, turn_hash, leaf_node_id, checkpoint_ref, committed_ms, result,
-        changed_frames)
-    values ($1, $2, $3, $4, $5, $6, $7, now_ms(), $8, $9)"""
+        changed_frames, usage, next_seq, fencing_token)
+    values ($1, $2, $3, $4, $5, $6, $7, now_ms(), $8, $9, $10, $11, $12)"""
 STAMP_ATTACHMENT = "update attachment set committed = 1 where sid = $1 and attachment_id = $2"
 
-_FRAMES_PER_COMMIT = 1_000_000
+FRAMES_PER_COMMIT = 1_000_000
+"""A frame's seq is this times the revision that brought it, and its place among the frames of that commit."""
 
 
 class Settled(NamedTuple):
@@ -195,7 +196,9 @@ def _settlement(given: CommitInput, plan: Settlement) -> list[Statement | Many]:
         statements += queued_work.settle_claim(sid, work_claim)
     statements += [Statement(STAMP_ATTACHMENT, (sid, each)) for each in commit.committed_attachment_ids]
     if plan.releases and commit.release_session_execution_lease is not None:
-        statements.append(free_lane(sid, commit.release_session_execution_lease))
+        settled = [one.claim_id for one in commit.completed_turn_input_claims]
+        settled += [one.claim_id for one in commit.completed_queue_claims]
+        statements.append(free_lane(sid, commit.release_session_execution_lease, settled))
     return statements
 
 
@@ -208,7 +211,7 @@ def _graph(given: CommitInput, plan: Settlement, sid: int) -> list[Statement | M
         ]
         statements.append(Many(ADD_NODE, rows))
     # Frames stand in the order of the commits that brought them; the first insert settles a frame's place.
-    first = plan.result.head_revision * _FRAMES_PER_COMMIT
+    first = plan.result.head_revision * FRAMES_PER_COMMIT
     for at, (frame, body) in enumerate(zip(given.commit.agent_frames, given.frame_bodies, strict=True)):
         statements.append(Statement(PUT_FRAME, (sid, frame.frame_id, first + at, body)))
     return statements
@@ -252,5 +255,15 @@ def _head(given: CommitInput, plan: Settlement, sid: int) -> tuple[Statement, ..
         checkpoint_ref,
         None if stamp is None else encode(result).decode(),
         id_list(plan.changed_frames) if plan.changed_frames else None,
+        _usage_delta(given),
+        plan.next_seq,
+        plan.lane.fencing_token,
     )
     return Statement(ADD_HEAD if plan.first else MOVE_HEAD, head), Statement(ADD_TO_LOG, log)
+
+
+def _usage_delta(given: CommitInput) -> str | None:
+    """What the history says that the commit used, one entry for each source and model; None for nothing."""
+    if not given.usage:
+        return None
+    return encode([TokenLedgerEntry(source, model, usage) for (source, model), usage in given.usage.items()]).decode()

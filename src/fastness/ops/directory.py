@@ -1,8 +1,12 @@
-"""The directory of sessions: creating, describing, listing and deleting them (law M3)."""
+"""The directory of sessions: creating, describing, listing and deleting them (laws M3, D1 to D3).
+
+Labels and priority are part of a description, and stand once more where work is looked for by them: in a table that is
+indexed by label, and in the lane. Both are written with the description, under the lane's lock.
+"""
 
 from __future__ import annotations
 
-from fastness.decide.directory import effective_meta, filled_meta, parent_of
+from fastness.decide.directory import effective_meta, filled_meta, parent_of, tidied
 from fastness.model.base import checked
 from fastness.model.session import (
     PersistedSessionConfig,
@@ -14,15 +18,22 @@ from fastness.model.session import (
 )
 from fastness.ops.lane import Target, enter, enter_or_create
 from fastness.ops.load import SessionRow, find, session_row, session_statement
-from fastness.sql.program import Param, Program, Read, Statement, Write
+from fastness.sql.program import Item, Many, Param, Program, Read, Row, Statement, Write, id_list
 from fastness.sql.records import stored
 from fastness.sql.schema import SESSION_TABLES
 
 DESCRIBE = "update session set meta = $2, parent_session_id = $3, config = coalesce(config, $4) where sid = $1"
+# What is as it should be is not written: an index would have to follow.
+PRIORITIZE = "update lane set priority = $2 where sid = $1 and priority <> $2"
+DROP_LABELS = "delete from session_label where sid = $1 and not (label in any_of($2))"
+ADD_LABEL = "insert into session_label (sid, label) values ($1, $2) on conflict (sid, label) do nothing"
 LIST = """
     select s.sid, s.session_id, s.created_ms, s.meta, coalesce(h.revision, 0), coalesce(h.node_count, 0),
         coalesce(h.updated_ms, s.created_ms)
-    from session s left join head h on h.sid = s.sid where {where} order by s.sid limit {limit}"""
+    from {sessions} left join head h on h.sid = s.sid where {where} order by {key} limit {limit}"""
+ALL = "session s"
+LABELLED = "session_label l join session s on s.sid = l.sid"
+HAS_LABEL = "exists (select 1 from session_label o where o.sid = l.sid and o.label = {})"
 RELEASE_ATTACHMENTS = """
     insert into attachment_release (attachment_id, session_id, released_ms)
     select a.attachment_id, s.session_id, $2 from attachment a join session s on s.sid = a.sid where a.sid = $1
@@ -41,18 +52,23 @@ def create(request: SessionStoreCreateRequest) -> Program[int]:
         assert row is not None  # its lane is locked
         filling = _filling(row, request)
         if filling is not None:
-            yield Write(filling)
+            yield Write(*filling)
     return row.sid
 
 
-def _filling(row: SessionRow, request: SessionStoreCreateRequest) -> Statement | None:
+def _filling(row: SessionRow, request: SessionStoreCreateRequest) -> list[Item] | None:
     meta = filled_meta(request, row.meta, row.created_ms)
     return _describe(row, meta, request.config) if meta != row.meta or row.config is None else None
 
 
-def _describe(row: SessionRow, meta: SessionMeta, config: PersistedSessionConfig | None) -> Statement:
+def _describe(row: SessionRow, meta: SessionMeta, config: PersistedSessionConfig | None) -> list[Item]:
     config_body = None if config is None else checked(PersistedSessionConfig, config)[1]
-    return Statement(DESCRIBE, (row.sid, checked(SessionMeta, meta)[1], parent_of(meta), config_body))
+    return [
+        Statement(DESCRIBE, (row.sid, checked(SessionMeta, meta)[1], parent_of(meta), config_body)),
+        Statement(PRIORITIZE, (row.sid, meta.priority)),
+        Statement(DROP_LABELS, (row.sid, id_list(meta.labels))),
+        Many(ADD_LABEL, [(row.sid, label) for label in meta.labels]),
+    ]
 
 
 def save_meta(target: Target, meta: SessionMeta) -> Program[int]:
@@ -60,7 +76,7 @@ def save_meta(target: Target, meta: SessionMeta) -> Program[int]:
     _, (rows,) = yield from enter_or_create(target, session_statement(target))
     row = session_row(target, rows)
     assert row is not None  # its lane is locked
-    yield Write(_describe(row, meta, None))
+    yield Write(*_describe(row, tidied(meta), None))
     return row.sid
 
 
@@ -72,34 +88,41 @@ def sid_of(session_id: str) -> Program[int | None]:
 
 def list_page(after_sid: int, limit: int, filters: SessionFilter) -> Program[SessionPage]:
     """List sessions in the order of their creation, from behind ``after_sid``."""
-    params: list[Param] = [after_sid]
-    where = ["s.sid > $1"]
+    (rows,) = yield Read(_listing(after_sid, limit + 1, filters), last=True)
+    sessions = tuple(_summary(row) for row in rows[:limit])
+    return SessionPage(sessions, str(rows[limit - 1][0]) if len(rows) > limit else None)
+
+
+def _listing(after_sid: int, limit: int, filters: SessionFilter) -> Statement:
+    """With labels it goes by the index of the first, which is in the same order, and looks the others up."""
+    labels = tuple(dict.fromkeys(filters.labels))
+    sessions, key = (LABELLED, "l.sid") if labels else (ALL, "s.sid")
+    params: list[Param] = []
+    where: list[str] = []
 
     def narrow(condition: str, value: Param) -> None:
         if value is not None:
             params.append(value)
-            where.append(f"{condition} ${len(params)}")
+            where.append(condition.format(f"${len(params)}"))
 
+    narrow(f"{key} > {{}}", after_sid)
+    for at, label in enumerate(labels):
+        narrow(HAS_LABEL if at else "l.label = {}", label)
     if filters.id_prefix:
-        narrow("s.session_id >=", filters.id_prefix)
-        narrow("s.session_id <", filters.id_prefix + "\U0010ffff")
-    narrow("s.parent_session_id =", filters.parent_session_id)
-    narrow("s.created_ms >=", filters.created_from_ms)
-    narrow("s.created_ms <=", filters.created_until_ms)
-    params.append(limit + 1)
-    sql = LIST.format(where=" and ".join(where), limit=f"${len(params)}")
-    (rows,) = yield Read(Statement(sql, tuple(params)), last=True)
-    sessions = tuple(
-        SessionSummary(
-            effective_meta(session_id, None if meta is None else stored(SessionMeta, meta), created_ms),
-            revision,
-            node_count,
-            created_ms,
-            updated_ms,
-        )
-        for _, session_id, created_ms, meta, revision, node_count, updated_ms in rows[:limit]
-    )
-    return SessionPage(sessions, str(rows[limit - 1][0]) if len(rows) > limit else None)
+        narrow("s.session_id >= {}", filters.id_prefix)
+        narrow("s.session_id < {}", filters.id_prefix + "\U0010ffff")
+    narrow("s.parent_session_id = {}", filters.parent_session_id)
+    narrow("s.created_ms >= {}", filters.created_from_ms)
+    narrow("s.created_ms <= {}", filters.created_until_ms)
+    params.append(limit)
+    sql = LIST.format(sessions=sessions, where=" and ".join(where), key=key, limit=f"${len(params)}")
+    return Statement(sql, tuple(params))
+
+
+def _summary(row: Row) -> SessionSummary:
+    _, session_id, created_ms, body, revision, node_count, updated_ms = row
+    meta = effective_meta(session_id, None if body is None else stored(SessionMeta, body), created_ms)
+    return SessionSummary(meta, revision, node_count, created_ms, updated_ms)
 
 
 def delete(session_id: str) -> Program[bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import msgspec
@@ -14,6 +15,7 @@ from fastness.model.base import encode
 from fastness.model.lease import (
     Acquired,
     Busy,
+    InterruptRequest,
     LeaseOwnerIdentity,
     LocalProcess,
     Opaque,
@@ -22,12 +24,12 @@ from fastness.model.lease import (
     SessionExecutionLeaseCompletion,
     SessionExecutionLeaseFence,
 )
-from fastness.sql.program import Expected, Lock, Param, Program, Read, Row, Rows, Statement, Write
+from fastness.sql.program import Expected, Lock, Param, Program, Read, Row, Rows, Statement, Write, id_list
 
 LOCK = "select 1 from lane where sid = $1 for update of lane"
 LANE = """
     select l.sid, s.session_id, l.admission_seq, l.fencing_token, l.owner_id, l.incarnation_id, l.liveness,
-        l.lease_token, l.claimed_ms, l.expires_ms, now_ms()
+        l.lease_token, l.claimed_ms, l.expires_ms, now_ms(), l.backoff_ms, l.interrupt
     from lane l join session s on s.sid = l.sid where l.sid = $1"""
 FENCE = """
     select fencing_token, owner_id, incarnation_id, lease_token, lease_token is not null and expires_ms > now_ms()
@@ -43,19 +45,36 @@ ADD_LANE = """
     where s.session_id = $1 and not exists (select 1 from lane l where l.sid = s.sid)
     on conflict (sid) do nothing"""
 
+# Whoever looks for work finds the session again when the lease ends, if it was not given back by then. What was asked
+# of an earlier holder is not asked of the next.
 TAKE_LANE = """
     update lane set fencing_token = $2, owner_id = $3, incarnation_id = $4, liveness = $5, lease_token = $6,
-        claimed_ms = $7, expires_ms = $8
+        claimed_ms = $7, expires_ms = $8, ready_ms = case when ready_ms is null then null else $8 end,
+        interrupt = case when fencing_token = $2 then interrupt else null end
     where sid = $1"""
 EXTEND_LEASE = """
     update lane set expires_ms = case when expires_ms > now_ms() + $2 then expires_ms else now_ms() + $2 end
-    where sid = $1 returning claimed_ms, expires_ms"""
-FREE_LANE = """
-    update lane set owner_id = null, incarnation_id = null, liveness = null, lease_token = null, expires_ms = 0
+    where sid = $1 returning claimed_ms, expires_ms, interrupt"""
+_EARLIEST = """(select available_ms from {table}
+            where sid = $1 and not (coalesce(claim_id, '') in any_of($3)) order by available_ms limit 1)"""
+# What waits, the claims left out that are settled beside this very statement. It stands at the end of the line: whoever
+# has waited longer for a turn goes first. Null while nothing waits.
+_READY_AGAIN = f"""case when ready_ms is null then null else (
+        select case when min(w.at) > now_ms() then min(w.at) when min(w.at) is not null then now_ms() end from (
+            select {_EARLIEST.format(table="turn_input")} as at
+            union all select {_EARLIEST.format(table="queued_work")}) w) end"""
+FREE_LANE = f"""
+    update lane set owner_id = null, incarnation_id = null, liveness = null, lease_token = null, expires_ms = 0,
+        backoff_ms = 0, interrupt = null, ready_ms = {_READY_AGAIN}
     where sid = $1 and lease_token = $2"""
-DRAW_ADMISSION = "update lane set admission_seq = $2 where sid = $1"
+CORRECT_AGENDA = f"update lane set ready_ms = {_READY_AGAIN} where sid = $1 and fencing_token = $2"
+DRAW_ADMISSION = """
+    update lane set admission_seq = $2,
+        ready_ms = case when ready_ms is null or ready_ms > $3 then $3 else ready_ms end
+    where sid = $1"""
 
 _liveness = msgspec.json.Decoder(LocalProcess | Opaque)
+_interrupt = msgspec.json.Decoder(InterruptRequest)
 
 
 class Target(NamedTuple):
@@ -98,11 +117,18 @@ def lane_facts(target: Target, rows: list[Row]) -> LaneFacts | None:
         if target.sid is not None:
             raise SessionDeletedError(target.session_id)
         return None
-    sid, session_id, admission, token, owner_id, incarnation, liveness, lease_token, claimed, expires, now = rows[0]
+    sid, session_id, admission, token, owner_id, incarnation, liveness, lease_token, *rest = rows[0]
     owner = None
     if lease_token is not None:
         owner = LeaseOwnerIdentity(owner_id, incarnation, _liveness.decode(liveness))
-    return LaneFacts(sid, session_id, admission, token, owner, lease_token, claimed, expires, now)
+    claimed, expires, now, backoff, interrupt = rest
+    asked = interrupt_of(interrupt)
+    return LaneFacts(sid, session_id, admission, token, owner, lease_token, claimed, expires, now, backoff, asked)
+
+
+def interrupt_of(body: str | None) -> InterruptRequest | None:
+    """Read what a lane's holder is asked, None: nothing."""
+    return None if body is None else _interrupt.decode(body)
 
 
 def fence_facts(session_id: str, sid: int, rows: list[Row]) -> FenceFacts:
@@ -147,9 +173,12 @@ def birth(session_id: str) -> tuple[Statement, ...]:
     return Statement(ADD_SESSION, (session_id,)), Statement(ADD_LANE, (session_id,))
 
 
-def draw_admission(lane: LaneFacts, count: int = 1) -> Statement:
-    """Draw the next admission numbers, ``lane.admission_seq + 1`` and on, under the lane's lock."""
-    return Statement(DRAW_ADMISSION, (lane.sid, lane.admission_seq + count))
+def draw_admission(lane: LaneFacts, available_ms: int, count: int = 1) -> Statement:
+    """Draw the next admission numbers, ``lane.admission_seq + 1`` and on, under the lane's lock.
+
+    ``available_ms`` is the earliest time at which one of the rows can be claimed: the agenda learns of it.
+    """
+    return Statement(DRAW_ADMISSION, (lane.sid, lane.admission_seq + count, lane.ready_ms(available_ms)))
 
 
 def claim(
@@ -183,11 +212,12 @@ def _settle_claim(
         holder = lane.holder()
         assert holder is not None  # grant refuses only a live lane
         return Busy(holder)
-    yield Write(_take(lane.sid, lease))
+    yield Write(take_lane(lane.sid, lease))
     return Acquired(lease)
 
 
-def _take(sid: int, lease: SessionExecutionLease) -> Statement:
+def take_lane(sid: int, lease: SessionExecutionLease) -> Statement:
+    """Give the statement that writes a lease which was granted."""
     owner = lease.owner
     liveness = encode(owner.liveness).decode()
     return Statement(
@@ -208,8 +238,16 @@ def _take(sid: int, lease: SessionExecutionLease) -> Statement:
 def renew(target: Target, fence: SessionExecutionLeaseFence, ttl_ms: int) -> Program[SessionExecutionLease]:
     """Extend the lease. The tokens stay as they are; an expiry is never moved back."""
     lane = rules.require_live((yield from _shown(target, fence)), target.session_id, fence)
-    ((extended,),) = yield Write(Statement(EXTEND_LEASE, (lane.sid, ttl_ms)), last=True)
-    return SessionExecutionLease(target.session_id, fence.owner, fence.lease_token, fence.fencing_token, *extended)
+    (((claimed_ms, expires_ms, interrupt),),) = yield Write(Statement(EXTEND_LEASE, (lane.sid, ttl_ms)), last=True)
+    return SessionExecutionLease(
+        target.session_id,
+        fence.owner,
+        fence.lease_token,
+        fence.fencing_token,
+        claimed_ms,
+        expires_ms,
+        interrupt_of(interrupt),
+    )
 
 
 def release(target: Target, completion: SessionExecutionLeaseCompletion) -> Program[None]:
@@ -230,9 +268,14 @@ def _shown(
     return fence_facts(target.session_id, target.sid, rows)
 
 
-def free_lane(sid: int, completion: SessionExecutionLeaseCompletion) -> Statement:
-    """Give the statement that releases exactly this lease."""
-    return Statement(FREE_LANE, (sid, completion.lease_token))
+def free_lane(sid: int, completion: SessionExecutionLeaseCompletion, settled_claims: Iterable[str] = ()) -> Statement:
+    """Give the statement that releases exactly this lease; ``settled_claims`` go away in the same batch."""
+    return Statement(FREE_LANE, (sid, completion.lease_token, id_list(settled_claims)))
+
+
+def correct_agenda(lane: LaneFacts) -> Statement:
+    """Give the statement that looks again from when a free lane's session is worth looking at."""
+    return Statement(CORRECT_AGENDA, (lane.sid, lane.fencing_token, id_list(())))
 
 
 def observe(target: Target) -> Program[SessionExecutionLease | None]:

@@ -23,16 +23,20 @@ MOVE_HEAD = """
     update head set revision = revision + 1, leaf_node_id = $2, node_count = node_count - $3, updated_ms = $4
     where sid = $1"""
 ADD_TO_LOG = """
-    insert into commit_log (sid, revision, kind, leaf_node_id, checkpoint_ref, committed_ms)
-    values ($1, $2, 'tombstone', $3, $4, $5)"""
+    insert into commit_log (sid, revision, kind, leaf_node_id, checkpoint_ref, committed_ms, next_seq)
+    values ($1, $2, 'tombstone', $3, $4, $5, (select next_seq from head where sid = $1))"""
 
 COUNT_TOMBSTONED = "select count(*) from node where sid = $1 and tombstoned = 1"
-COUNT_INPUT_EVIDENCE = "select count(*) from turn_input_evidence where sid = $1 and settled_ms <= $2"
-COUNT_WORK_EVIDENCE = "select count(*) from queued_work_evidence where sid = $1 and settled_ms <= $2"
+COUNT_INPUT_EVIDENCE = (
+    "select count(*) from turn_input_evidence where sid = $1 and settled_ms <= $2 and state <> 'quarantined'"
+)
+COUNT_WORK_EVIDENCE = (
+    "select count(*) from queued_work_evidence where sid = $1 and settled_ms <= $2 and state <> 'quarantined'"
+)
 COUNT_RECEIPTS = "select count(*) from commit_log where sid = $1 and turn_hash is not null and committed_ms <= $2"
 DROP_TOMBSTONED = "delete from node where sid = $1 and tombstoned = 1"
-DROP_INPUT_EVIDENCE = "delete from turn_input_evidence where sid = $1 and settled_ms <= $2"
-DROP_WORK_EVIDENCE = "delete from queued_work_evidence where sid = $1 and settled_ms <= $2"
+DROP_INPUT_EVIDENCE = "delete from turn_input_evidence where sid = $1 and settled_ms <= $2 and state <> 'quarantined'"
+DROP_WORK_EVIDENCE = "delete from queued_work_evidence where sid = $1 and settled_ms <= $2 and state <> 'quarantined'"
 DROP_RECEIPTS = """
     update commit_log set turn_hash = null, result = null
     where sid = $1 and turn_hash is not null and committed_ms <= $2"""
@@ -58,8 +62,8 @@ NEXT_BLOBS = f"select ref, {IS_NEEDED} from blob where ref > $1 order by ref lim
 DROP_UNREACHABLE = f"delete from blob where ref in any_of($1) and not {IS_NEEDED} returning length(body)"
 
 COUNT_ALL_TOMBSTONED = "select count(*) from node where tombstoned = 1"
-COUNT_ALL_INPUT_EVIDENCE = "select count(*) from turn_input_evidence"
-COUNT_ALL_WORK_EVIDENCE = "select count(*) from queued_work_evidence"
+COUNT_ALL_INPUT_EVIDENCE = "select count(*) from turn_input_evidence where state <> 'quarantined'"
+COUNT_ALL_WORK_EVIDENCE = "select count(*) from queued_work_evidence where state <> 'quarantined'"
 COUNT_ALL_RECEIPTS = "select count(*) from commit_log where turn_hash is not null"
 COUNT_WOULD_BE_UNREACHABLE = """
     select count(*), coalesce(sum(length(body)), 0) from blob

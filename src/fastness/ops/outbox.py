@@ -13,6 +13,7 @@ from typing import NamedTuple
 import msgspec
 
 from fastness.decide import turn_input as rules
+from fastness.decide.limits import MAX_INT
 from fastness.decide.turn_input import InputRow
 from fastness.model.base import checked
 from fastness.model.commit import OutboxEntry, OutboxInput
@@ -85,27 +86,29 @@ def _admitted(delivery: Delivery, rows: Rows, *, is_released: bool) -> list[Item
     lane = lane_facts(delivery.target, rows[0])
     assert lane is not None  # it was there, or it was brought to life
     if is_released:
-        lane = msgspec.structs.replace(lane, owner=None, lease_token=None, expires_ms=0)
+        lane = msgspec.structs.replace(lane, owner=None, lease_token=None, expires_ms=0, backoff_ms=0)
     inputs: list[tuple[Param, ...]] = []
     work: list[tuple[Param, ...]] = []
     known = _Known(turn_input.input_rows(rows[1:3]), rows[3])
-    seq = lane.admission_seq
+    seq, earliest = lane.admission_seq, MAX_INT
     for entry, minted_id in delivery.entries:
         if isinstance(entry, OutboxInput):
             draft, body = checked(PendingTurnInputDraft, entry.draft)
             if rules.resubmitted(draft, known.inputs_like(draft)) is None:
                 seq += 1
+                earliest = min(earliest, draft.available_at_ms)
                 row, params = turn_input.admission(lane, seq, draft, draft.input_id or minted_id, body)
                 known.add(row)
                 inputs.append(params)
         elif entry.draft.source_key is None or entry.draft.source_key not in known.work_keys:
             batch, body = checked(QueuedWorkBatchDraft, entry.draft)
             seq += 1
+            earliest = min(earliest, batch.available_at_ms)
             work.append(queued_work.admission(lane, seq, batch, minted_id, body)[1])
             known.work_keys.add(batch.source_key)
     items = [Many(turn_input.ADD_INPUT, inputs), Many(queued_work.ADD_WORK, work)]
     new = [item for item in items if item.rows]
-    return [draw_admission(lane, seq - lane.admission_seq), *new] if new else []
+    return [draw_admission(lane, earliest, seq - lane.admission_seq), *new] if new else []
 
 
 class _Known:

@@ -49,7 +49,7 @@ __all__ = [
     "settle_claim",
 ]
 
-WORK = claim_table("queued_work", "batch_id")
+WORK = claim_table("queued_work", "work", "batch_id")
 
 _WAITING = f"select batch_id, seq, null, enqueued_ms, {GRANT_COLUMNS}, body from queued_work where sid = $1"
 _SETTLED = f"select batch_id, seq, state, enqueued_ms, {NO_GRANT}, body from queued_work_evidence where sid = $1"
@@ -63,10 +63,10 @@ FIND_WAITING = f"{_WAITING} and batch_id = $2"
 LIST_ALL = f"{_WAITING} order by seq"
 
 _FACTS = """
-    select batch_id, seq, claim_token, work_class, delivery_policy, slot_policy, merge_key
+    select batch_id, seq, claim_token, work_class, delivery_policy, slot_policy, merge_key, attempts
     from queued_work where sid = $1"""
 HELD_EARLIER = f"{_FACTS} and {EARLIER}"
-READY = f"{_FACTS} and {FREE} and available_ms <= (select now_ms()) order by seq limit $3"
+READY = f"{_FACTS} and {FREE} and +available_ms <= (select now_ms()) order by seq limit $3"
 
 _merge_key: msgspec.json.Decoder[MergeKey] = msgspec.json.Decoder(MergeKey)
 
@@ -89,7 +89,7 @@ def enqueue(target: Target, draft: QueuedWorkBatchDraft, minted_id: str) -> Prog
         if known:
             return _batch(known[0], lane)
     row, add = admission(lane, lane.admission_seq + 1, draft, minted_id, body)
-    yield Write(draw_admission(lane), Statement(ADD_WORK, add), wakes=True)
+    yield Write(draw_admission(lane, draft.available_at_ms), Statement(ADD_WORK, add), wakes=True)
     return rules.as_batch(row, "pending")
 
 
@@ -219,14 +219,14 @@ def _claim(
         of_session(target, READY, fence.fencing_token, limit),
     )
     lane = require_live(found, target.session_id, fence)
-    earlier = sorted(map(_waiting_work, held), key=lambda work: work.seq)
-    ready = [_waiting_work(row) for row in free]
+    earlier = sorted(map(waiting_work, held), key=lambda work: work.seq)
+    ready = [waiting_work(row) for row in free]
     chosen = choose(rules.queue_after_reentry(earlier, ready, work_class, boundary))
     if not chosen:
         return None
     claimable = [Claimable(work.batch_id, work.seq, work.claim_token) for work in chosen]
     token, granted = yield from claims.grant_rows(WORK, lane, claim_id, claimable)
-    batches = tuple(_granted_batch(row) for row in granted)
+    batches = tuple(granted_batch(row) for row in granted)
     return QueuedWorkClaim(lane.session_id, claim_id, fence.owner, token, lane.fencing_token, lane.expires_ms, batches)
 
 
@@ -260,14 +260,16 @@ def settle_claim(sid: int, completion: QueuedWorkCompletion) -> tuple[Statement,
     return claims.settle_claim(WORK, sid, completion.claim_id)
 
 
-def _waiting_work(row: Row) -> WaitingWork:
-    batch_id, seq, claim_token, work_class, delivery, slot, merge_key = row
-    return WaitingWork(batch_id, seq, claim_token, work_class, delivery, slot, _merge_key.decode(merge_key))
+def waiting_work(row: Row) -> WaitingWork:
+    batch_id, seq, claim_token, work_class, delivery, slot, merge_key, attempts = row
+    return WaitingWork(batch_id, seq, claim_token, work_class, delivery, slot, _merge_key.decode(merge_key), attempts)
 
 
-def _granted_batch(row: claims.GrantedRow) -> QueuedWorkBatch:
+def granted_batch(row: claims.GrantedRow) -> QueuedWorkBatch:
+    """Read a batch that was granted just now."""
     draft = stored(QueuedWorkBatchDraft, row.body, repr(row.row_id))
-    return rules.as_batch(WorkRow(row.row_id, row.seq, None, row.enqueued_ms, Grant(), draft), "claimed")
+    grant = Grant(attempts=row.attempts)
+    return rules.as_batch(WorkRow(row.row_id, row.seq, None, row.enqueued_ms, grant, draft), "claimed")
 
 
 def _batch(row: Row, lane: LaneFacts) -> QueuedWorkBatch:

@@ -61,8 +61,10 @@ __all__ = [
 ]
 
 # What is granted to its turn keeps that turn's name, what is granted as next-turn input is next-turn input for good.
-ACTIVE = claim_table("turn_input", "input_id", ", state = 'accepted'")
-NEXT = claim_table("turn_input", "input_id", ", state = 'deferred_next_turn', turn_id = null, min_boundary = null")
+ACTIVE = claim_table("turn_input", "input", "input_id", ", state = 'accepted'")
+NEXT = claim_table(
+    "turn_input", "input", "input_id", ", state = 'deferred_next_turn', turn_id = null, min_boundary = null"
+)
 
 # With its limit it is looked up row by row; an ``exists`` may be planned as a table of every receipt there is.
 _TURN_IS_SETTLED = """(
@@ -78,8 +80,8 @@ _SETTLED = f"""
 
 ADD_INPUT = """
     insert into turn_input (sid, seq, input_id, source_key, state, turn_id, min_boundary, admission_token, enqueued_ms,
-        body)
-    values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"""
+        available_ms, body)
+    values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"""
 FIND_BY_ID = f"{_WAITING} and t.input_id in any_of($2) union all {_SETTLED} and input_id in any_of($2)"
 FIND_BY_KEY = f"{_WAITING} and t.source_key in any_of($2) union all {_SETTLED} and source_key in any_of($2)"
 FIND_RECEIPT = "select 1 from commit_log where sid = $1 and turn_id = $2 and turn_hash is not null"
@@ -88,12 +90,13 @@ LIST_AFTER = f"{_WAITING} and t.seq > $2 order by t.seq"
 
 # $2 is the lane's live token; $3 the lease token of the entry that asks, or the limit.
 _CLAIMABLE = "select t.input_id, t.seq, t.claim_token from turn_input t where t.sid = $1"
+_FREE = f"{FREE} and +t.available_ms <= (select now_ms())"
 # Input for after_work is admitted at both boundaries, input for before_completion only there.
 _OF_TURN = "t.turn_id = $4 and (t.min_boundary = 'after_work' or t.min_boundary = $5)"
 ACTIVE_EARLIER = f"{_CLAIMABLE} and {EARLIER} and {_OF_TURN}"
-ACTIVE_FREE = f"{_CLAIMABLE} and {FREE} and {_OF_TURN} order by t.seq limit $3"
+ACTIVE_FREE = f"{_CLAIMABLE} and {_FREE} and {_OF_TURN} order by t.seq limit $3"
 NEXT_EARLIER = f"{_CLAIMABLE} and {EARLIER} and t.turn_id is null"
-NEXT_FREE = f"""{_CLAIMABLE} and {FREE}
+NEXT_FREE = f"""{_CLAIMABLE} and {_FREE}
         and (t.turn_id is null or t.state = 'accepted' or t.admission_token <> $2 or {_TURN_IS_SETTLED})
     order by t.seq limit $3"""
 
@@ -126,7 +129,7 @@ def enqueue(target: Target, draft: PendingTurnInputDraft, minted_id: str) -> Pro
     if row is None:
         row, add = admission(lane, lane.admission_seq + 1, draft, draft.input_id or minted_id, body)
         row = msgspec.structs.replace(row, turn_settled=turn_settled)
-        yield Write(draw_admission(lane), Statement(ADD_INPUT, add), wakes=True)
+        yield Write(draw_admission(lane, draft.available_at_ms), Statement(ADD_INPUT, add), wakes=True)
     return rules.as_input(row, rules.effective_state(row, lane))
 
 
@@ -144,7 +147,8 @@ def admission(
     turn = draft.ingress if isinstance(draft.ingress, ActiveTurn) else None
     state: TurnInputState = "pending_active" if turn else "deferred_next_turn"
     of_turn = (turn.turn_id, turn.min_boundary) if turn else (None, None)
-    add = (lane.sid, seq, input_id, draft.source_key, state, *of_turn, lane.live_token, lane.now_ms, body)
+    named_so = (lane.sid, seq, input_id, draft.source_key, state, *of_turn)
+    add = (*named_so, lane.live_token, lane.now_ms, draft.available_at_ms, body)
     return InputRow(input_id, seq, state, lane.live_token, False, lane.now_ms, Grant(), draft), add
 
 
@@ -271,14 +275,17 @@ def _grant(
         return None
     state: TurnInputState = "accepted" if table is ACTIVE else "deferred_next_turn"
     token, granted = yield from claims.grant_rows(table, lane, claim_id, chosen)
-    inputs = []
-    for row in granted:
-        draft = stored(PendingTurnInputDraft, row.body, repr(row.row_id))
-        kept = InputRow(row.row_id, row.seq, state, lane.live_token, False, row.enqueued_ms, Grant(), draft)
-        inputs.append(rules.as_input(kept, state))
+    inputs = [granted_input(row, state) for row in granted]
     return TurnInputClaim(
         lane.session_id, claim_id, fence.owner, token, lane.fencing_token, lane.expires_ms, tuple(inputs)
     )
+
+
+def granted_input(row: claims.GrantedRow, state: TurnInputState) -> PendingTurnInput:
+    """Read a row that was granted just now."""
+    draft = stored(PendingTurnInputDraft, row.body, repr(row.row_id))
+    kept = InputRow(row.row_id, row.seq, state, 0, False, row.enqueued_ms, Grant(attempts=row.attempts), draft)
+    return rules.as_input(kept, state)
 
 
 def renew(target: Target, claim: TurnInputClaim) -> Program[TurnInputClaim]:

@@ -7,6 +7,7 @@ from fastness.attachments.objects import ObjectAttachmentStore
 from fastness.attachments.opening import open_attachments
 from fastness.attachments.reclaim import reclaim_orphaned_attachments, release_unnamed_attachments
 from fastness.attachments.session import SessionAttachmentStore
+from fastness.dispatch import EngineSessionDispatch
 from fastness.environments import EngineProcessExecutionEnvStore, InMemoryProcessExecutionEnvStore
 from fastness.errors import (
     AttachmentDamagedError,
@@ -33,8 +34,11 @@ from fastness.errors import (
     RecordVersionInvalidError,
     RecordVersionMissingError,
     RecordVersionUnsupportedError,
+    RevisionNotReadableError,
     SessionBindingMismatchError,
     SessionDeletedError,
+    SessionIdTakenError,
+    SessionNotFoundError,
     StoreError,
     TurnCommitConflictError,
     TurnInputClaimExpiredError,
@@ -49,10 +53,12 @@ from fastness.factory import (
     SqliteSessionStoreFactory,
     open_database,
 )
+from fastness.history import EngineSessionHistory
 from fastness.liveness import current_process, is_dead, mint_owner
 from fastness.model import *  # noqa: F403 - the vocabulary is listed once, in fastness.model
 from fastness.state import load_persisted_session_state, load_persisted_session_state_active_path
 from fastness.store import SessionStore
+from fastness.workers import EngineWorkerRegistry
 
 __all__ = [
     "AttachmentDamagedError",
@@ -68,7 +74,10 @@ __all__ = [
     "DatabaseOpenError",
     "DatabaseReadOnlyError",
     "EngineProcessExecutionEnvStore",
+    "EngineSessionDispatch",
+    "EngineSessionHistory",
     "EngineSessionStoreFactory",
+    "EngineWorkerRegistry",
     "FileAttachmentStore",
     "GraphInvalidError",
     "HandleUnusableError",
@@ -88,9 +97,12 @@ __all__ = [
     "RecordVersionInvalidError",
     "RecordVersionMissingError",
     "RecordVersionUnsupportedError",
+    "RevisionNotReadableError",
     "SessionAttachmentStore",
     "SessionBindingMismatchError",
     "SessionDeletedError",
+    "SessionIdTakenError",
+    "SessionNotFoundError",
     "SessionStore",
     "SqliteSessionStoreFactory",
     "StoreError",

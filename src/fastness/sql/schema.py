@@ -278,6 +278,54 @@ _ENVIRONMENTS = (
     "create index attachment_release_time on attachment_release (released_ms, attachment_id, session_id)",
 )
 
+_AGENDA = (
+    # ready_ms is null while nothing waits, else the time from which it is worth looking at the session: never later
+    # than the truth, so that nothing is missed, and corrected by whoever looks too early. backoff_ms is the time until
+    # which a failed turn is not tried again. interrupt is what the turn that runs is asked to do, JSON.
+    "alter table lane add column ready_ms {integer}",
+    "alter table lane add column backoff_ms {integer} not null default 0",
+    "alter table lane add column priority {integer} not null default 0",
+    "alter table lane add column interrupt {text}",
+    "create index lane_agenda on lane (priority, ready_ms) where ready_ms is not null",
+    "create index lane_owner on lane (owner_id) where owner_id is not null",
+    # How often a row was granted and not given back by its holder; input may wait for its time, as work does.
+    "alter table turn_input add column available_ms {integer} not null default 0",
+    "alter table turn_input add column attempts {integer} not null default 0",
+    "alter table queued_work add column attempts {integer} not null default 0",
+    "create index turn_input_by_time on turn_input (sid, available_ms)",
+    "create index queued_work_by_time on queued_work (sid, available_ms)",
+    # Why a row was set aside. The row itself is in the evidence, in the state 'quarantined'.
+    """create table quarantine (
+    sid {integer} not null,
+    kind {text} not null,
+    row_id {text} not null,
+    attempts {integer} not null,
+    quarantined_ms {integer} not null,
+    error {text} not null,
+    primary key (sid, kind, row_id)
+){suffix}""",
+    "create index quarantine_by_time on quarantine (quarantined_ms, sid, kind, row_id)",
+    """create table session_label (
+    sid {integer} not null,
+    label {text} not null,
+    primary key (sid, label)
+){suffix}""",
+    "create index session_label_sessions on session_label (label, sid)",
+    # The processes that run turns, as they say it themselves; body is JSON.
+    """create table worker (
+    worker_id {text} not null primary key,
+    seen_ms {integer} not null,
+    body {text} not null
+){suffix}""",
+    # What the history tells of a commit: the deltas of usage as JSON, the seq of the next node, the lease's token.
+    "alter table commit_log add column usage {text}",
+    "alter table commit_log add column next_seq {integer}",
+    "alter table commit_log add column fencing_token {integer}",
+    """update lane set ready_ms = 0
+    where exists (select 1 from turn_input t where t.sid = lane.sid)
+        or exists (select 1 from queued_work w where w.sid = lane.sid)""",
+)
+
 SESSION_TABLES = (
     "lane",
     "head",
@@ -291,6 +339,8 @@ SESSION_TABLES = (
     "queued_work",
     "queued_work_evidence",
     "attachment",
+    "quarantine",
+    "session_label",
 )
 """Every table whose rows belong to one session, by ``sid``: a deletion empties all of them (law M3)."""
 
@@ -304,6 +354,7 @@ def steps(types: Types) -> tuple[tuple[str, tuple[str, ...]], ...]:
     return (
         ("sessions", (*in_dialect(_SESSIONS), *types.functions)),
         ("environments", in_dialect(_ENVIRONMENTS)),
+        ("agenda", in_dialect(_AGENDA)),
     )
 
 
@@ -323,7 +374,7 @@ def create_tables(types: Types) -> tuple[str, ...]:
             made = [_with_column(each, *added.groups()) for each in made]
         elif dropped := _DROP_INDEX.fullmatch(statement):
             made = [each for each in made if not each.startswith(f"create index {dropped[1]} ")]
-        else:
+        elif not statement.startswith("update "):
             made.append(statement)
     return tuple(made)
 
