@@ -1,81 +1,72 @@
-"""The lane keeper: a lease that is claimed, renewed in the background, and given back.
+"""The lane keeper: a lease that is renewed in the background while a block runs, and given back behind it.
 
-It promises that the code inside is cancelled as soon as the lease is lost, or can no longer be known to be held, and
-that the error then names what happened. It never lets two blocks of one process share a lease: each is a holder of its
-own. It writes nothing, and knows no database: a store of leases and a way to wait are all that it is given.
+It promises that the code inside is cancelled as soon as the lease is lost, or can no longer be known to be held, or
+somebody asks the turn to end, and that the error then names what happened. It writes nothing, and knows no database: a
+store of leases is all that it is given.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-import random
-from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Self
 
-from fastness.errors import ContendedError, LeaseExpiredError, SessionDeletedError, StoreError
-from fastness.liveness import mint_owner
+from fastness.errors import LeaseExpiredError, SessionDeletedError, StoreError, TurnInterruptedError
 from fastness.model import (
     Acquired,
+    InterruptRequest,
     LeaseTimings,
-    LocalProcess,
     SessionExecutionLease,
-    SessionExecutionLeaseClaimOutcome,
     SessionExecutionLeaseStore,
 )
+from fastness.telemetry import Telemetry, default_telemetry, error_type, turn_logger
 
-logger = logging.getLogger("fastness.lane")
-
-Wait = Callable[[float], Awaitable[object]]
-"""Waits so many seconds, or less where something happened that may concern whoever waits."""
-
-_FIRST_PAUSE_S = 0.05
-_LONGEST_PAUSE_S = 1.0
 _RETRY_PAUSE_S = 0.25
 
 
-class LaneKeeper:
-    """Holds the lane of one session while an ``async with`` block runs.
+def turn_id_of(fencing_token: int) -> str:
+    """Name the turn that runs under a grant of the lane."""
+    return f"turn/{fencing_token}"
 
-    A lane that somebody else holds is waited for, ``wait_s`` seconds at most (None: as long as it takes), and taken
-    over at once where its holder's process is provably dead. ``fencing_token`` and ``lease`` say under which grant the
-    block runs. Raises ``ContendedError`` where the wait was in vain, and on leaving ``LeaseExpiredError`` or
-    ``SessionDeletedError`` in the place of the cancellation that the loss of the lane has caused.
+
+class LaneKeeper:
+    """Keeps the lane of one session while an ``async with`` block runs.
+
+    ``lease`` is a grant, asked for at ``asked_at`` on the clock of the event loop: the database counts from when it
+    granted, which was not before that. On leaving, ``LeaseExpiredError``, ``SessionDeletedError`` or
+    ``TurnInterruptedError`` stands in the place of the cancellation that the keeper has caused.
     """
 
     def __init__(
         self,
         store: SessionExecutionLeaseStore,
-        session_id: str,
+        lease: SessionExecutionLease,
         *,
-        owner_id: str | None = None,
+        asked_at: float,
         timings: LeaseTimings | None = None,
-        wait_s: float | None = None,
-        wait: Wait = asyncio.sleep,
+        telemetry: Telemetry | None = None,
     ) -> None:
-        self.session_id = session_id
+        self.session_id = lease.session_id
+        self.lease = lease
         self.lost: StoreError | None = None
-        self.taken_over = False
+        self.interrupt: InterruptRequest | None = None
         self.stall_count = 0
         self._store = store
-        self._owner = mint_owner(owner_id)
         self._timings = timings or LeaseTimings()
-        self._wait_s = wait_s
-        self._wait = wait
-        self._lease: SessionExecutionLease | None = None
-        self._held_until = 0.0
+        self._held_until = asked_at + self._timings.ttl.total_seconds()
+        self._asked_at = asked_at
+        self._telemetry = telemetry or default_telemetry()
+        token = lease.fencing_token
+        self._log = turn_logger(
+            "fastness.lane", session_id=lease.session_id, turn_id=turn_id_of(token), fencing_token=token
+        )
         self._released = False
+        self._settling = False
         self._keeper: asyncio.Task[None] | None = None
         self._body: asyncio.Task[object] | None = None
         self._cancelled_before = 0
-
-    @property
-    def lease(self) -> SessionExecutionLease:
-        """The lease as it was seen last."""
-        assert self._lease is not None, "the lane is held inside of the block only"
-        return self._lease
+        self._cancelled = False
 
     @property
     def fencing_token(self) -> int:
@@ -86,7 +77,6 @@ class LaneKeeper:
         self._body = asyncio.current_task()
         assert self._body is not None
         self._cancelled_before = self._body.cancelling()
-        await self._acquire()
         self._keeper = asyncio.create_task(self._keep(), name=f"lane of {self.session_id}")
         return self
 
@@ -94,30 +84,53 @@ class LaneKeeper:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._keeper is not None
-        assert self._body is not None
         self._keeper.cancel()
-        if self.lost is None:
-            await self._release()
+        others = self.take_back_cancellation()
+        await self._release()
+        reason = self.lost or self.interruption()
+        if reason is None or others or error is reason:
             return
-        others = self._body.uncancel() > self._cancelled_before
-        if error is None or (isinstance(error, asyncio.CancelledError) and not others):
+        if (error is None and self.lost is not None) or isinstance(error, asyncio.CancelledError):
             # Nobody but the keeper has cancelled the block: what is told is why it did.
-            raise self.lost from error
+            raise reason from error
+
+    # --- what the block asks and says ---
 
     def settled(self) -> None:
         """Say that a commit has given the lane back already."""
         self._released = True
+        # A renewal that was on its way meanwhile came behind the commit: that is no loss.
+        self.lost = None
+
+    def settle(self) -> None:
+        """Say that the block ends by itself now: it is not cancelled any more, the commit finds out where it stands."""
+        self._settling = True
 
     def require(self) -> None:
-        """Raise the error that says so if the lane was lost."""
-        if self.lost is not None:
-            raise self.lost
+        """Raise the error that says so if the lane was lost, or if the turn is to end."""
+        reason = self.lost or self.interruption()
+        if reason is not None:
+            raise reason
+
+    def interruption(self) -> TurnInterruptedError | None:
+        """Give the error of a turn that was asked to end, None where nobody did."""
+        if self.interrupt is None:
+            return None
+        return TurnInterruptedError(self.session_id, self.fencing_token, self.interrupt.reason)
+
+    def take_back_cancellation(self) -> bool:
+        """Undo the cancellation that the keeper has caused, and tell whether somebody else has cancelled, too."""
+        assert self._body is not None
+        if self._cancelled:
+            self._cancelled = False
+            self._body.uncancel()
+        return self._body.cancelling() > self._cancelled_before
 
     async def reenter(self) -> SessionExecutionLease:
         """Claim the lane again as the same holder, after an answer was lost. Raises ``LeaseExpiredError``."""
         asked_at = asyncio.get_running_loop().time()
         outcome = await self._store.try_claim_session_execution_lease(
-            self.session_id, self._owner, self._timings.ttl_ms
+            self.session_id, self.lease.owner, self._timings.ttl_ms
         )
         if not isinstance(outcome, Acquired):
             successor = outcome.holder.owner.owner_id
@@ -125,60 +138,24 @@ class LaneKeeper:
         self._hold(outcome.lease, asked_at)
         return outcome.lease
 
-    # --- getting it ---
-
-    async def _acquire(self) -> None:
-        loop = asyncio.get_running_loop()
-        started, pause = loop.time(), _FIRST_PAUSE_S
-        while True:
-            asked_at = loop.time()
-            outcome = await self._claim()
-            if isinstance(outcome, Acquired):
-                self._hold(outcome.lease, asked_at)
-                return
-            waited_s = loop.time() - started
-            left_s = pause if self._wait_s is None else self._wait_s - waited_s
-            if left_s <= 0:
-                holder = outcome.holder.owner.owner_id
-                raise ContendedError(
-                    f"the lane of session {self.session_id!r} is held by {holder!r}", int(waited_s * 1000)
-                )
-            await self._wait(min(left_s, pause * (0.5 + random.random())))  # noqa: S311 - jitter
-            pause = min(2 * pause, _LONGEST_PAUSE_S)
-
-    async def _claim(self) -> SessionExecutionLeaseClaimOutcome:
-        """Ask once; where the holder lives on this host, also whether it still does."""
-        ttl_ms = self._timings.ttl_ms
-        outcome = await self._store.try_claim_session_execution_lease(self.session_id, self._owner, ttl_ms)
-        if isinstance(outcome, Acquired) or not isinstance(outcome.holder.owner.liveness, LocalProcess):
-            return outcome
-        holder = outcome.holder
-        outcome = await self._store.reclaim_session_execution_lease(
-            self.session_id, self._owner, holder.fence(), ttl_ms
-        )
-        if isinstance(outcome, Acquired):
-            self.taken_over = True
-            logger.warning(
-                "took the lane of session %s from %s, which did not give it back",
-                self.session_id,
-                holder.owner.owner_id,
-                extra=self._facts(outcome.lease),
-            )
-        return outcome
-
-    def _hold(self, lease: SessionExecutionLease, asked_at: float) -> None:
-        # The database counts from when it granted, which was not before it was asked.
-        self._lease = lease
-        self._held_until = asked_at + self._timings.ttl.total_seconds()
+    def request_interrupt(self, request: InterruptRequest) -> None:
+        """End the block, as if a renewal had seen the request."""
+        if self.interrupt is None:
+            self.interrupt = request
+            self._cancel()
 
     # --- keeping it ---
+
+    def _hold(self, lease: SessionExecutionLease, asked_at: float) -> None:
+        self.lease = lease
+        self._held_until = asked_at + self._timings.ttl.total_seconds()
 
     async def _keep(self) -> None:
         """Renew until the end of the block, or until the lane is lost."""
         loop = asyncio.get_running_loop()
         interval = self._timings.renew_interval.total_seconds()
-        next_at = loop.time() + interval
-        while self.lost is None:
+        next_at = self._asked_at + interval
+        while self.lost is None and not self._released:
             await asyncio.sleep(next_at - loop.time())
             self._notice_stall(loop.time() - next_at, interval)
             asked_at = loop.time()
@@ -195,25 +172,23 @@ class LaneKeeper:
             else:
                 self._hold(lease, asked_at)
                 next_at = asked_at + interval
+                if lease.interrupt is not None:
+                    self.request_interrupt(lease.interrupt)
 
     def _notice_stall(self, late_s: float, interval_s: float) -> None:
         if late_s > interval_s / 2:
             self.stall_count += 1
-            logger.warning(
+            self._log.warning(
                 "the event loop was blocked for %.1f s, and the lane of session %s was not renewed meanwhile;"
                 " move blocking calls of the turn to a thread",
                 late_s,
                 self.session_id,
-                extra=self._facts(self.lease),
             )
 
     def _not_renewed(self, error: Exception, now: float) -> None:
         if now < self._held_until:
-            logger.warning(
-                "could not renew the lane of session %s, trying again: %s",
-                self.session_id,
-                error,
-                extra=self._facts(self.lease),
+            self._log.warning(
+                "could not renew the lane of session %s, trying again: %s", self.session_id, error_type(error)
             )
             return
         gone = LeaseExpiredError(self.session_id, self.fencing_token, "expired: it could not be renewed in time")
@@ -221,15 +196,22 @@ class LaneKeeper:
         self._lose(gone)
 
     def _lose(self, error: StoreError) -> None:
+        if self._released:
+            return
         self.lost = error
-        assert self._body is not None
-        self._body.cancel()
+        if self._settling:
+            return  # the commit finds out by itself, and tells
+        self._telemetry.refused(error, "renew")
+        self._log.warning("the lane of session %s was lost: %s", self.session_id, error)
+        self._cancel()
+
+    def _cancel(self) -> None:
+        if not self._settling and not self._cancelled and self._body is not None:
+            self._cancelled = True
+            self._body.cancel()
 
     async def _release(self) -> None:
-        if not self._released and self._lease is not None:
+        if not self._released and self.lost is None:
             # It expires by itself where it cannot be given back.
             with contextlib.suppress(StoreError):
-                await self._store.release_session_execution_lease(self._lease.completion())
-
-    def _facts(self, lease: SessionExecutionLease) -> dict[str, object]:
-        return {"session_id": self.session_id, "fencing_token": lease.fencing_token}
+                await self._store.release_session_execution_lease(self.lease.completion())

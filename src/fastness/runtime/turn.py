@@ -9,114 +9,164 @@ from __future__ import annotations
 
 import asyncio
 import random
-import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
+from fastness.attachments.session import SessionAttachmentStore
+from fastness.decide import limits
+from fastness.decide.commit_input import check_usage
+from fastness.dispatch import EngineSessionDispatch
 from fastness.errors import (
     CommitOutcomeUnknownError,
     ContendedError,
     InvalidInputError,
     LeaseExpiredError,
 )
-from fastness.formats.openai_chat import to_message
 from fastness.model import (
+    RUNNING_TURN,
     Append,
-    AttachmentItem,
+    AttachmentRef,
+    AttachmentSource,
     BlobRef,
     CheckpointKind,
     EventPayload,
-    FilePart,
-    GenericPart,
     HydratedSessionCheckpoint,
     Message,
-    MessageOrigin,
-    MessagePart,
+    NextTurn,
     PendingTurnInput,
+    PendingTurnInputDraft,
     PersistedSessionConfig,
-    PersistedTurnState,
     Protocol,
     ProtocolEvent,
+    QueuedWorkBatch,
+    QueuedWorkBatchDraft,
+    QueuedWorkClaim,
     RuntimeCommit,
     RuntimeCommitResult,
     RuntimePersistence,
-    RuntimeSessionState,
     SessionNodeRecord,
-    StructuredItem,
-    TextItem,
-    TextPart,
+    Task,
     TokenLedgerEntry,
     TokenUsage,
+    TurnBegun,
+    TurnFailure,
     TurnInputClaim,
     Unchanged,
     message_node,
 )
-from fastness.model.base import encode, sha256_hex
+from fastness.model.base import encode
 from fastness.model.graph import messages_of
-from fastness.runtime.lane import LaneKeeper
-from fastness.state import load_persisted_session_state_active_path
+from fastness.runtime.ground import Ground, carried
+from fastness.runtime.lane import LaneKeeper, turn_id_of
+from fastness.runtime.messages import Item, Said, attachment_ids_of, input_of, message_of, message_of_input, new_id
+from fastness.telemetry import Telemetry, TurnSpan, default_telemetry
 
 _USAGE_SOURCE = "turn"
+_PLUGIN = "fastness"
 _ATTEMPTS = 6
 _FIRST_PAUSE_S = 0.1
 
 
-def turn_id_of(fencing_token: int) -> str:
-    """Name the turn that runs under a grant of the lane, so that whoever sees the lease can address it."""
-    return f"turn/{fencing_token}"
-
-
 class Turn:
-    """What a handler has in hand while it runs a turn. ``Turn.begin`` makes one, under a lane that is held.
+    """What a handler has in hand while it runs a turn.
 
     ``messages`` is the conversation as a model should see it: the branch that the session stands on, then what was
-    said since, then what this turn has appended.
+    said since, then what this turn has appended. ``inputs`` and ``work`` are what the turn has claimed, and what its
+    commit settles; one of the two is what it began with, as ``kind`` says.
     """
 
     def __init__(
-        self, store: RuntimePersistence, lane: LaneKeeper, state: RuntimeSessionState | None, max_inputs: int
+        self,
+        store: RuntimePersistence,
+        lane: LaneKeeper,
+        begun: TurnBegun,
+        ground: Ground,
+        *,
+        max_inputs: int = 100,
+        attachments: SessionAttachmentStore | None = None,
+        telemetry: Telemetry | None = None,
+        span: TurnSpan | None = None,
     ) -> None:
         self.session_id = lane.session_id
         self.turn_id = turn_id_of(lane.fencing_token)
         self.result: RuntimeCommitResult | None = None
         self._store = store
         self._lane = lane
+        self._ground = ground
         self._max_inputs = max_inputs
-        self._before = state
-        path = () if state is None else state.settled.graph.active_path()
-        frame = None if state is None else state.settled.current_agent_frame_id
-        self._settled_messages = messages_of(node for node in path if node.agent_frame_id == frame)
-        self._frame = frame
-        self._leaf = None if state is None else state.settled.graph.leaf_node_id
+        self._attachments = attachments
+        self._telemetry = telemetry or default_telemetry()
+        self._span = span
+        self._began_at_ms = begun.lease.claimed_at_epoch_ms
+        self._began_at = asyncio.get_running_loop().time()
+        self._leaf = ground.leaf_node_id
         self._nodes: list[SessionNodeRecord] = []
         self._usage: list[TokenLedgerEntry] = []
-        self._claims: list[TurnInputClaim] = []
-        self._state = None if state is None else state.settled.execution_state
+        self._inputs: list[TurnInputClaim] = []
+        self._work: list[QueuedWorkClaim] = []
+        self._outbox: list[PendingTurnInputDraft | QueuedWorkBatchDraft] = []
+        self._state = ground.state
         self._state_changed = False
-        self._fresh: tuple[Message, ...] = ()
-
-    @classmethod
-    async def begin(cls, store: RuntimePersistence, lane: LaneKeeper, *, max_inputs: int = 100) -> Turn:
-        """Load the session, and claim what was said since the last turn."""
-        turn = cls(store, lane, await load_persisted_session_state_active_path(store), max_inputs)
-        claim = await store.claim_next_turn_inputs(turn.session_id, lane.lease.fence(), max_inputs=max_inputs)
-        turn._fresh = turn._take(claim)
-        return turn
+        self._moved = False
+        self._config: PersistedSessionConfig | None = None
+        self._fresh = self._take(begun.input_claim)
+        if begun.work_claim is not None:
+            self._taken_work(begun.work_claim)
 
     # --- reading ---
 
     @property
     def messages(self) -> tuple[Message, ...]:
         """The conversation up to now."""
-        return (*self._settled_messages, *messages_of(self._nodes))
+        return (*self._ground.messages, *messages_of(self._nodes))
+
+    @property
+    def inputs(self) -> tuple[PendingTurnInput, ...]:
+        """What users said that this turn has taken, in the order of admission."""
+        return tuple(row for claim in self._inputs for row in claim.inputs)
+
+    @property
+    def work(self) -> tuple[QueuedWorkBatch, ...]:
+        """The queued work that this turn has taken."""
+        return tuple(batch for claim in self._work for batch in claim.batches)
+
+    @property
+    def kind(self) -> Literal["input", "work", "command", "empty"]:
+        """What the turn has to do: answer, do work, apply a session command, or nothing that it was told of."""
+        if self._inputs:
+            return "input"
+        if not self._work:
+            return "empty"
+        return "command" if self.work[0].work_class == "session_command" else "work"
+
+    @property
+    def attempts(self) -> int:
+        """How often what the turn has taken was tried, this time included: 1 for the first."""
+        counts = [row.attempts for row in self.inputs] + [batch.attempts for batch in self.work]
+        return max(counts, default=1)
 
     @property
     def fencing_token(self) -> int:
         """The number of the lane's grant under which this turn runs."""
         return self._lane.fencing_token
+
+    @property
+    def revision(self) -> int:
+        """The session's last commit when this turn began, 0 before the first: what the turn stands on."""
+        return self._ground.revision or 0
+
+    @property
+    def model(self) -> str:
+        """The model that the session is configured for, empty where none is."""
+        return (self._config or self._ground.config).model
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether somebody asked this turn to end. Its code is cancelled then; what it may still do is to return."""
+        return self._lane.interrupt is not None
 
     @property
     def state(self) -> bytes | None:
@@ -135,7 +185,7 @@ class Turn:
 
     def append(
         self,
-        item: str | Message | Mapping[str, Any] | ProtocolEvent,
+        item: Item,
         *,
         usage: TokenUsage | None = None,
         model: str | None = None,
@@ -145,25 +195,104 @@ class Turn:
         ``item`` is the assistant's text, a message, a provider's dictionary in the form of chat completions, or an
         event. ``usage`` is charged to ``model``, by default the one that the session is configured for.
         """
-        node_id = secrets.token_hex(16)
-        now = datetime.now(UTC).isoformat()
-        if isinstance(item, ProtocolEvent):
-            payload = EventPayload(Protocol(item))
-            self._nodes.append(SessionNodeRecord(node_id, self._leaf, now, payload, None, self._frame))
-        else:
-            message = _message_of(item, node_id)
-            self._nodes.append(message_node(node_id, self._leaf, now, message, agent_frame_id=self._frame))
-        self._leaf = node_id
+        node_id = new_id()
+        said = item if isinstance(item, ProtocolEvent) else message_of(item, node_id)
+        # Nothing is half appended, and nothing is refused only when the turn is over.
         if usage is not None:
             self.charge(usage, model=model)
+        if isinstance(said, ProtocolEvent):
+            self._add_event(node_id, said)
+        else:
+            self._add(node_id, said, None)
         return node_id
 
     def charge(self, usage: TokenUsage, *, model: str | None = None) -> None:
         """Add to the session's usage, for a call that gave no message."""
-        if not isinstance(usage, TokenUsage):
-            raise InvalidInputError("usage", "must be a TokenUsage")
-        config = PersistedSessionConfig() if self._before is None else self._before.settled.config
-        self._usage.append(TokenLedgerEntry(_USAGE_SOURCE, model or config.model or "unknown", usage))
+        check_usage("usage", usage)
+        charged = limits.check_id("model", model or self.model or "unknown")
+        self._usage.append(TokenLedgerEntry(_USAGE_SOURCE, charged, usage))
+
+    def send(
+        self, session_id: str, said: Said, *, key: str | None = None, delay_s: float = 0, input_id: str | None = None
+    ) -> None:
+        """Say something to this or another session with this turn's commit, or not at all (law C14)."""
+        due = self._due_ms(delay_s)
+        draft = PendingTurnInputDraft(session_id, NextTurn(), input_of(said), input_id, key, due)
+        limits.check_input_draft(draft)
+        self._outbox.append(draft)
+
+    def enqueue(
+        self,
+        kind: str,
+        data: object = None,
+        *,
+        session_id: str | None = None,
+        key: str | None = None,
+        delay_s: float = 0,
+    ) -> None:
+        """Leave work to this or another session with this turn's commit, or not at all: a wake, a follow-up.
+
+        ``data`` is anything that JSON can say; the turn that does the work finds it in ``work``.
+        """
+        task = Task(kind, msgspec.Raw(encode(data)))
+        target = self.session_id if session_id is None else session_id
+        due = self._due_ms(delay_s)
+        draft = QueuedWorkBatchDraft(
+            target, "after_current_turn_commit", "exclusive", (task,), source_key=key, available_at_ms=due
+        )
+        limits.check_batch_draft(draft)
+        self._outbox.append(draft)
+
+    def configure(self, *, model: str | None = None, provider_id: str | None = None) -> None:
+        """Have the session run on another model or provider from now on."""
+        for what, name in (("model", model), ("provider_id", provider_id)):
+            if name is not None:
+                limits.check_text(what, name)
+        config = self._config or self._ground.config
+        self._config = PersistedSessionConfig(
+            config.provider_id if provider_id is None else provider_id, config.model if model is None else model
+        )
+
+    def stand_on(self, node_id: str | None) -> None:
+        """Go on from another node, on whatever branch; None is before the first one. Before anything is appended."""
+        if self._nodes:
+            raise InvalidInputError("node_id", "must be named before anything is appended or claimed")
+        self._leaf = node_id
+        self._moved = True
+        if node_id is None and self._ground.leaf_node_id is not None:
+            # A session that has nodes always stands on one: here on a root of its own.
+            told = encode({"type": "new_root", "turn_id": self.turn_id})
+            self._add_event(new_id(), ProtocolEvent(_PLUGIN, msgspec.Raw(told)))
+
+    async def node(self, node_id: str) -> SessionNodeRecord | None:
+        """Give a settled node of the session, on whatever branch; None where there is none."""
+        return await self._store.load_node(node_id)
+
+    async def attach(self, source: AttachmentSource, *, name: str, media_type: str | None = None) -> AttachmentRef:
+        """Keep content beside the transcript; the turn's commit refers to it. Give the reference for a message."""
+        return await self._attached().put(source, name=name, media_type=media_type)
+
+    async def attachment(self, attachment_id: str) -> bytes:
+        """Give the content of an attachment that this session holds."""
+        return await self._attached().get(attachment_id)
+
+    def _attached(self) -> SessionAttachmentStore:
+        if self._attachments is None:
+            raise InvalidInputError(
+                "attachments", "have no place; name one: connect(url, attachments='some/directory')"
+            )
+        return self._attachments
+
+    def _due_ms(self, delay_s: float) -> int:
+        """Give the database's time after a delay; what it was when the turn began is known."""
+        if isinstance(delay_s, bool) or not isinstance(delay_s, int | float) or not 0 <= delay_s < 2**40:
+            raise InvalidInputError("delay_s", "must be a number of seconds, not negative")
+        if not delay_s:
+            return 0
+        passed_s = asyncio.get_running_loop().time() - self._began_at
+        return self._began_at_ms + int((passed_s + delay_s) * 1000)
+
+    # --- what is said meanwhile ---
 
     async def checkpoint(self, kind: CheckpointKind = "after_work") -> tuple[Message, ...]:
         """Take what was said to this turn meanwhile, at a safe boundary; it is appended, and given."""
@@ -171,7 +300,7 @@ class Turn:
         claim = await self._store.claim_active_turn_inputs(
             self.session_id,
             self._lane.lease.fence(),
-            turn_id=self.turn_id,
+            turn_id=RUNNING_TURN,
             checkpoint=kind,
             max_inputs=self._max_inputs,
         )
@@ -190,21 +319,44 @@ class Turn:
             if not fresh:
                 return
 
+    async def take_work(self, max_batches: int = 1) -> tuple[QueuedWorkBatch, ...]:
+        """Take work that may be done within a running turn, if such work leads the queue; this turn settles it."""
+        self._lane.require()
+        claim = await self._store.claim_ready_queued_work(
+            self.session_id, self._lane.lease.fence(), boundary="active_turn_checkpoint", max_batches=max_batches
+        )
+        if claim is None:
+            return ()
+        self._taken_work(claim)
+        return claim.batches
+
+    def _taken_work(self, claim: QueuedWorkClaim) -> None:
+        self._work.append(claim)
+        if self._span is not None:
+            self._span.claimed(len(claim.batches))
+
     def _take(self, claim: TurnInputClaim | None) -> tuple[Message, ...]:
         if claim is None:
             return ()
-        self._claims.append(claim)
-        now = datetime.now(UTC).isoformat()
-        messages = []
-        for row in claim.inputs:
-            message = _said(row)
-            node = message_node(
-                message.id, self._leaf, now, message, caused_by=row.input_id, agent_frame_id=self._frame
-            )
-            self._nodes.append(node)
-            self._leaf = node.node_id
-            messages.append(message)
-        return tuple(messages)
+        self._inputs.append(claim)
+        if self._span is not None:
+            self._span.claimed(len(claim.inputs))
+        messages = tuple(map(message_of_input, claim.inputs))
+        for message in messages:
+            self._add(message.id, message, message.id)
+        return messages
+
+    def _add(self, node_id: str, message: Message, caused_by: str | None) -> None:
+        node = message_node(
+            node_id, self._leaf, _now(), message, caused_by=caused_by, agent_frame_id=self._ground.frame_id
+        )
+        self._nodes.append(node)
+        self._leaf = node_id
+
+    def _add_event(self, node_id: str, event: ProtocolEvent) -> None:
+        payload = EventPayload(Protocol(event))
+        self._nodes.append(SessionNodeRecord(node_id, self._leaf, _now(), payload, None, self._ground.frame_id))
+        self._leaf = node_id
 
     # --- the end ---
 
@@ -214,39 +366,61 @@ class Turn:
         Raises ``LeaseExpiredError`` where the lane was lost (nothing is written then), and what else a commit raises. A
         lost answer is not one of them: the same commit is sent again, and lands once.
         """
+        self._lane.settle()
+        self._lane.take_back_cancellation()
         commit = self._commit().with_turn_commit(self.turn_id)
         self.result = await self._send(commit)
         self._lane.settled()
+        if self._attachments is not None:
+            self._attachments.settled(commit)
+        if self._span is not None and not self.interrupted:
+            self._span.settled(self.result, self._usage)
         return self.result
 
+    async def settle_interrupted(self) -> RuntimeCommitResult:
+        """Commit that the turn was interrupted: what it took and what it spent, and nothing of what it made.
+
+        The transcript gets what was said and an event that says so; what was said to the running turn and not taken yet
+        is for the next one (law I5).
+        """
+        request = self._lane.interrupt
+        self._leaf, self._nodes = self._ground.leaf_node_id, []
+        for row in self.inputs:
+            self._add(row.input_id, message_of_input(row), row.input_id)
+        reason = None if request is None else request.reason
+        told = encode({"type": "turn_interrupted", "turn_id": self.turn_id, "reason": reason})
+        self._add_event(new_id(), ProtocolEvent(_PLUGIN, msgspec.Raw(told)))
+        self._outbox, self._state, self._state_changed = [], self._ground.state, False
+        self._config = None
+        return await self.settle()
+
     def _commit(self) -> RuntimeCommit:
-        before = self._before
-        leaf = self._leaf
+        before = self._ground
         usage = sum((entry.usage for entry in self._usage), TokenUsage())
-        turn_state = PersistedTurnState() if before is None else before.settled.turn_state
         turn_state = msgspec.structs.replace(
-            turn_state,
-            turn_index=turn_state.turn_index + 1,
-            token_usage=turn_state.token_usage + usage,
-            last_prompt_usage=self._usage[-1].usage if self._usage else turn_state.last_prompt_usage,
+            before.turn_state,
+            turn_index=before.turn_state.turn_index + 1,
+            token_usage=before.turn_state.token_usage + usage,
+            last_prompt_usage=self._usage[-1].usage if self._usage else before.turn_state.last_prompt_usage,
         )
+        state: bytes | BlobRef | None = self._state if self._state_changed else carried(self._state)
         commit = RuntimeCommit(
             self.session_id,
-            None if before is None else before.observed_head_revision,
-            graph=Append(tuple(self._nodes), leaf) if self._nodes else Unchanged(leaf),
-            checkpoint=self._checkpoint(turn_state),
+            before.revision,
+            graph=Append(tuple(self._nodes), self._leaf) if self._nodes else Unchanged(self._leaf),
+            checkpoint=HydratedSessionCheckpoint(turn_state, before.tool_state, before.plugin_snapshot, state),
             usage_deltas=tuple(self._usage),
+            config=self._config,
         )
-        return commit.completing_turn_input_claims(tuple(self._claims))
-
-    def _checkpoint(self, turn_state: PersistedTurnState) -> HydratedSessionCheckpoint:
-        settled = None if self._before is None else self._before.settled
-        state: bytes | BlobRef | None = self._state if self._state_changed else _carried(self._state)
-        if settled is None:
-            return HydratedSessionCheckpoint(turn_state, execution_state=state)
-        return HydratedSessionCheckpoint(
-            turn_state, _carried(settled.tool_state), _carried(settled.plugin_snapshot), state
-        )
+        commit = commit.completing_turn_input_claims(tuple(self._inputs)).completing_queue_claims(tuple(self._work))
+        if self.interrupted:
+            commit = commit.deferring_interrupted_turn_inputs(RUNNING_TURN)
+        if self._outbox:
+            commit = commit.with_outbox(*self._outbox)
+        attached = {attachment_id: None for row in self.inputs for attachment_id in attachment_ids_of(row)}
+        if attached:
+            commit = commit.with_committed_attachments(tuple(attached))
+        return commit if self._attachments is None else self._attachments.stamp(commit)
 
     async def _send(self, commit: RuntimeCommit) -> RuntimeCommitResult:
         unanswered = False
@@ -256,7 +430,10 @@ class Turn:
             sent = commit.with_session_execution_lease(lease.fence())
             sent = sent.releasing_session_execution_lease(lease.completion())
             try:
-                return await self._store.commit_runtime_state(sent)
+                with self._telemetry.commit(self.session_id, self.turn_id, lease.fencing_token) as told:
+                    result = await self._store.commit_runtime_state(sent)
+                    told.landed(result)
+                return result
             except (CommitOutcomeUnknownError, ContendedError) as error:
                 unanswered |= isinstance(error, CommitOutcomeUnknownError)
                 if attempt == _ATTEMPTS:
@@ -270,38 +447,44 @@ class Turn:
             pause_s *= 2
         raise AssertionError("the last attempt returns or raises")
 
+    async def give_up(
+        self,
+        dispatch: EngineSessionDispatch,
+        *,
+        error: str,
+        delay_ms: int = 0,
+        max_attempts: int | None = None,
+        counts: bool = True,
+    ) -> TurnFailure:
+        """Give back what was taken, and the lane with it, as ``fail_turn`` does. Nothing else is written."""
+        failure = await dispatch.fail_turn(
+            self._lane.lease.completion(),
+            input_claims=tuple(self._inputs),
+            work_claims=tuple(self._work),
+            error=error,
+            delay_ms=delay_ms,
+            max_attempts=max_attempts,
+            counts=counts,
+        )
+        self._lane.settled()
+        return failure
 
-def _carried(content: bytes | None) -> BlobRef | None:
-    """Name content that the head holds already: it is neither read nor written again."""
-    return None if content is None else BlobRef(sha256_hex(content))
+    def ground_after(self) -> Ground | None:
+        """Give what the next turn stands on, None where this one cannot know: its commit was there before it."""
+        result = self.result
+        if self._moved or result is None or result.replayed or result.manifest is None:
+            return None
+        manifest = result.manifest
+        return msgspec.structs.replace(
+            self._ground,
+            revision=result.head_revision,
+            leaf_node_id=result.leaf_node_id,
+            messages=self.messages,
+            config=self._config or self._ground.config,
+            turn_state=manifest.turn_state,
+            state=self._state,
+        )
 
 
-def _message_of(item: str | Message | Mapping[str, Any], message_id: str) -> Message:
-    if isinstance(item, Message):
-        return item
-    if isinstance(item, str):
-        return Message(message_id, "assistant", (TextPart(item),))
-    if isinstance(item, Mapping):
-        return to_message(encode(dict(item)), message_id)
-    raise InvalidInputError("item", f"must be text, a message or a dictionary, not {type(item).__name__}")
-
-
-def _said(row: PendingTurnInput) -> Message:
-    """Give what a user said as a message. Its id is that of the input: claimed again, it is the same message."""
-    role: Literal["user"] = "user"
-    origin = MessageOrigin("turn_input", row.input_id)
-    return Message(row.input_id, role, _parts(row.input.items), origin)
-
-
-def _parts(items: Sequence[TextItem | AttachmentItem | StructuredItem]) -> tuple[MessagePart, ...]:
-    parts: list[MessagePart] = []
-    for item in items:
-        if isinstance(item, TextItem):
-            parts.append(TextPart(item.text))
-        elif isinstance(item, AttachmentItem):
-            reference = item.attachment
-            modality = reference.media_type.partition("/")[0]
-            parts.append(FilePart(reference.attachment_id, reference.media_type, modality))
-        else:
-            parts.append(GenericPart(item.kind, item.data))
-    return tuple(parts)
+def _now() -> str:
+    return datetime.now(UTC).isoformat()

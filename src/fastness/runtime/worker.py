@@ -1,0 +1,366 @@
+"""The worker: finds sessions that have something to do and runs their turns, some at a time.
+
+It promises that a session's turns run in order and one at a time, whoever else runs turns of it; that a turn which
+fails is tried again after a pause, and set aside when it has failed too often; that it ends when it is told to, with
+what it runs finished or given back; and that it outlives a database that is away for a while. It looks at the agenda,
+never at sessions: what is idle costs nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import platform
+import secrets
+import signal
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Self, TypeAlias
+
+from fastness.decide import limits, limits_directory
+from fastness.errors import InvalidInputError, LeaseExpiredError, SessionDeletedError, StoreError, TurnInterruptedError
+from fastness.liveness import mint_owner
+from fastness.model import (
+    Agenda,
+    Busy,
+    LabelLimited,
+    LocalProcess,
+    Message,
+    TurnBeginning,
+    TurnBegun,
+    WorkerRecord,
+)
+from fastness.runtime import commands
+from fastness.runtime.database import Database
+from fastness.runtime.retry import RetryPolicy
+from fastness.runtime.turn import Turn
+from fastness.telemetry import error_type, turn_context, turn_logger
+
+logger = turn_logger("fastness.worker")
+
+Answer: TypeAlias = "str | Message | Mapping[str, Any] | None"
+Handler: TypeAlias = "Callable[[Turn], Awaitable[Answer]]"
+"""Runs one turn. What it returns, if anything, is appended as the answer."""
+
+_HEARTBEAT_S = 5.0
+_SWEEP_S = 1.0
+_LOOK_AGAIN_S = 1.0
+_QUIET_S = 0.002
+_SATURATED_S = 0.5
+_LONGEST_PAUSE_S = 5.0
+_FORGET_AFTER_MS = 86_400_000
+
+
+class Worker:
+    """Runs the turns of a database's sessions with one handler, ``concurrency`` sessions at a time.
+
+    ``retry`` says how often and when a failed turn is tried again. ``label_limits`` bound how many sessions with a
+    label may have a turn running, in all workers together. ``turn_timeout`` bounds one turn; one that is over it has
+    failed. ``drain`` is how long turns may go on after ``stop`` before they are given back. ``max_inputs`` bounds what
+    one turn takes of what users said. Use it in ``async with``, or call ``run``.
+    """
+
+    def __init__(
+        self,
+        db: Database,
+        handler: Handler,
+        *,
+        concurrency: int = 8,
+        name: str | None = None,
+        retry: RetryPolicy | None = None,
+        label_limits: Mapping[str, int] | None = None,
+        turn_timeout: timedelta | None = None,
+        drain: timedelta = timedelta(seconds=30),
+        max_inputs: int = 100,
+        max_batches: int = 100,
+    ) -> None:
+        for what, number in (("concurrency", concurrency), ("max_inputs", max_inputs), ("max_batches", max_batches)):
+            limits.check_positive(what, number)
+        if not callable(handler):
+            raise InvalidInputError("handler", "must be an async function that takes a turn")
+        limits.check_optional_id("name", name)
+        limits.check_type("retry", retry, RetryPolicy, type(None))
+        limits.check_type("label_limits", label_limits, Mapping, type(None))
+        for label, bound in (label_limits or {}).items():
+            limits_directory.check_label("label_limits", label)
+            limits.check_positive("label_limits", bound)
+        _check_span("drain", drain, timedelta(0))
+        if turn_timeout is not None:
+            _check_span("turn_timeout", turn_timeout, timedelta(microseconds=1))
+        self.worker_id = name or f"{platform.node() or 'host'}:{os.getpid()}:{secrets.token_hex(4)}"
+        self.settled_count = 0
+        self.failed_count = 0
+        self._db = db
+        self._handler = handler
+        self._concurrency = concurrency
+        self._retry = retry or RetryPolicy()
+        self._label_limits = dict(label_limits or {})
+        self._turn_timeout_s = None if turn_timeout is None else turn_timeout.total_seconds()
+        self._drain_s = drain.total_seconds()
+        self._max_inputs = max_inputs
+        self._max_batches = max_batches
+        self._started_ms = time.time_ns() // 1_000_000
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._saturated: dict[str, float] = {}
+        self._wake = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._background: asyncio.Task[None] | None = None
+
+    # --- its life ---
+
+    async def __aenter__(self) -> Self:
+        self._background = asyncio.create_task(self.run(), name=f"worker {self.worker_id}")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+        if self._background is not None:
+            await self._background
+
+    @property
+    def running(self) -> tuple[str, ...]:
+        """The sessions whose turns run now."""
+        return tuple(self._running)
+
+    def stop(self) -> None:
+        """Begin nothing more. ``run`` ends when what runs has ended, or was given back at the end of ``drain``."""
+        self._stopping.set()
+        self._wake.set()
+
+    async def run(self, *, handle_signals: bool = False) -> None:
+        """Run turns until ``stop``, or until SIGTERM or SIGINT where signals are to be handled."""
+        with self._signals() if handle_signals else contextlib.nullcontext():
+            helpers = [
+                asyncio.create_task(each, name=f"worker {self.worker_id}")
+                for each in (self._listen(), self._announce_often(), self._sweep_often())
+            ]
+            try:
+                await self._dispatch()
+                await self._drain()
+            finally:
+                for task in (*helpers, *self._running.values()):
+                    task.cancel()
+                await asyncio.gather(*helpers, *self._running.values(), return_exceptions=True)
+                with contextlib.suppress(StoreError):
+                    await self._db.factory.workers.retire_worker(self.worker_id)
+
+    @contextlib.contextmanager
+    def _signals(self) -> Any:
+        loop = asyncio.get_running_loop()
+        both = (signal.SIGTERM, signal.SIGINT)
+        for each in both:
+            loop.add_signal_handler(each, self.stop)
+        try:
+            yield
+        finally:
+            for each in both:
+                loop.remove_signal_handler(each)
+
+    async def _drain(self) -> None:
+        """Let what runs come to its end, and give back what does not in time."""
+        if self._running:
+            logger.info("stopping; %d turns are still running", len(self._running))
+            await asyncio.wait(self._running.values(), timeout=self._drain_s)
+        unfinished = tuple(self._running.values())
+        for task in unfinished:
+            task.cancel()
+        await asyncio.gather(*unfinished, return_exceptions=True)
+
+    # --- finding turns ---
+
+    async def _listen(self) -> None:
+        """Wake the dispatcher whenever something was committed that may be work."""
+        seen = 0
+        while True:
+            try:
+                seen = await self._db.factory.engine.wait_for_work(seen, _LOOK_AGAIN_S)
+            except StoreError as error:
+                logger.warning("cannot listen for work: %s", error_type(error))
+                await asyncio.sleep(_LOOK_AGAIN_S)
+            self._wake.set()
+
+    async def _dispatch(self) -> None:
+        pause_s = _QUIET_S
+        while not self._stopping.is_set():
+            self._wake.clear()
+            timeout_s = _LOOK_AGAIN_S
+            if len(self._running) < self._concurrency:
+                try:
+                    agenda = await self._look()
+                except StoreError as error:
+                    logger.warning("cannot look for work, trying again: %s", error_type(error))
+                    pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+                else:
+                    began = self._begin_all(agenda)
+                    pause_s = 0 if began else _QUIET_S
+                    if agenda.next_ready_in_ms is not None:
+                        timeout_s = min(timeout_s, agenda.next_ready_in_ms / 1000 + _QUIET_S)
+            # Whoever wakes for nothing waits a little: commits of a busy database would have it look all the time.
+            await asyncio.sleep(pause_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await self._wake.wait()
+
+    async def _look(self) -> Agenda:
+        now = asyncio.get_running_loop().time()
+        self._saturated = {label: until for label, until in self._saturated.items() if until > now}
+        # Those that run here may still stand on it while they are about to begin.
+        limit = self._concurrency + len(self._running)
+        agenda = await self._db.factory.dispatch.read_agenda(
+            limit=limit, owner_id=self.worker_id, saturated_labels=tuple(self._saturated)
+        )
+        for asked in agenda.interrupts:
+            lane = self._db.runner.lanes.get(asked.session_id)
+            if lane is not None and lane.fencing_token == asked.fencing_token:
+                lane.request_interrupt(asked.request)
+        return agenda
+
+    def _begin_all(self, agenda: Agenda) -> int:
+        began = 0
+        for session in agenda.sessions:
+            if len(self._running) >= self._concurrency:
+                break
+            began += self._start(session.session_id)
+        return began
+
+    def _start(self, session_id: str, *, dead_holder: bool = False) -> bool:
+        if session_id in self._running or self._stopping.is_set():
+            return False
+        with turn_context(session_id=session_id):  # its records say whose they are, also around the turn
+            task = asyncio.create_task(self._run(session_id, dead_holder), name=f"turn of {session_id}")
+        self._running[session_id] = task
+
+        def ended(_: asyncio.Task[None]) -> None:
+            """Make room for the next."""
+            del self._running[session_id]
+            self._wake.set()
+
+        task.add_done_callback(ended)
+        return True
+
+    # --- running one ---
+
+    async def _run(self, session_id: str, dead_holder: bool) -> None:
+        """Begin and run one turn. Whatever comes of it, the worker goes on."""
+        try:
+            asked_at = asyncio.get_running_loop().time()
+            begun = await self._begin(session_id, dead_holder)
+            if isinstance(begun, TurnBegun):
+                await self._turn(begun, asked_at)
+            elif isinstance(begun, LabelLimited):
+                self._saturated[begun.label] = asked_at + _SATURATED_S
+        except TurnInterruptedError as error:
+            logger.info("%s", error)
+        except (LeaseExpiredError, SessionDeletedError) as error:
+            self.failed_count += 1
+            logger.warning("%s", error)
+        except Exception as error:  # noqa: BLE001 - a turn's error is its session's, never the worker's
+            self.failed_count += 1
+            logger.warning("a turn of session %s failed with %s", session_id, error_type(error))
+
+    async def _begin(self, session_id: str, dead_holder: bool) -> TurnBeginning:
+        dispatch, ttl_ms = self._db.factory.dispatch, self._db.runner.timings.ttl_ms
+        owner, observed = mint_owner(self.worker_id), None
+        while True:
+            begun = await dispatch.begin_turn(
+                session_id,
+                owner,
+                ttl_ms,
+                max_inputs=self._max_inputs,
+                max_batches=self._max_batches,
+                max_attempts=self._retry.max_attempts,
+                label_limits=self._label_limits,
+                observed_holder=observed,
+            )
+            if not (dead_holder and isinstance(begun, Busy) and observed is None):
+                return begun
+            observed = begun.holder.fence()
+
+    async def _turn(self, begun: TurnBegun, asked_at: float) -> None:
+        async with self._db.runner.turn(
+            begun, asked_at, max_inputs=self._max_inputs, worker=self.worker_id, on_failure=self._give_up
+        ) as turn:
+            if not await commands.apply(turn):
+                async with asyncio.timeout(self._turn_timeout_s):
+                    answer = await self._handler(turn)
+                if answer is not None:
+                    turn.append(answer)
+        self.settled_count += 1
+
+    async def _give_up(self, turn: Turn, error: BaseException) -> None:
+        """Give back what a turn took: to be tried again later, or set aside, or, where it was stopped, at once."""
+        stopped = isinstance(error, asyncio.CancelledError)
+        try:
+            failure = await turn.give_up(
+                self._db.factory.dispatch,
+                error=_told(error),
+                delay_ms=0 if stopped else self._retry.pause_ms(turn.attempts),
+                max_attempts=self._retry.max_attempts,
+                counts=not stopped,
+            )
+        except StoreError as reason:
+            # Then its lease runs out, and the attempt counts.
+            logger.warning("could not give a failed turn back: %s", error_type(reason))
+            return
+        if failure.quarantined_count:
+            self._db.telemetry.quarantined("input" if turn.inputs else "work", failure.quarantined_count)
+            logger.warning("set aside what failed %d times", self._retry.max_attempts)
+
+    # --- beside the turns ---
+
+    async def _announce_often(self) -> None:
+        workers = self._db.factory.workers
+        while True:
+            with contextlib.suppress(StoreError):
+                await workers.announce_worker(self._record())
+                await workers.forget_workers(await self._db.factory.dispatch.now_ms() - _FORGET_AFTER_MS)
+            await asyncio.sleep(_HEARTBEAT_S)
+
+    def _record(self) -> WorkerRecord:
+        return WorkerRecord(
+            self.worker_id,
+            platform.node() or "host",
+            os.getpid(),
+            self._started_ms,
+            concurrency=self._concurrency,
+            state="draining" if self._stopping.is_set() else "running",
+            running=len(self._running),
+            settled_count=self.settled_count,
+            failed_count=self.failed_count,
+        )
+
+    async def _sweep_often(self) -> None:
+        """Take over what processes of this host held when they died: long before their leases run out."""
+        while True:
+            await asyncio.sleep(_SWEEP_S)
+            if len(self._running) < self._concurrency:
+                with contextlib.suppress(StoreError):
+                    await self._sweep()
+
+    async def _sweep(self) -> None:
+        verdicts: dict[LocalProcess, bool] = {}
+        is_dead = self._db.factory.options.is_dead
+        for lane in await self._db.factory.workers.list_held_lanes():
+            process = lane.owner.liveness
+            if lane.is_expired or not isinstance(process, LocalProcess):
+                continue
+            if process not in verdicts:
+                verdicts[process] = is_dead(process)
+            if verdicts[process] and len(self._running) < self._concurrency:
+                self._start(lane.session_id, dead_holder=True)
+
+
+def _told(error: BaseException) -> str:
+    """Say what a turn failed with, for whoever looks at what was set aside."""
+    return f"{error_type(error)}: {error}" if str(error) else error_type(error)
+
+
+def _check_span(what: str, value: object, shortest: timedelta) -> None:
+    """Take a span of time that may be waited for."""
+    if not isinstance(value, timedelta) or value < shortest:
+        raise InvalidInputError(what, f"must be a timedelta of {shortest} or more")
