@@ -24,8 +24,8 @@ def snippets(path: Path) -> list[tuple[str, str]]:
 
 
 def test_there_are_snippets_to_run() -> None:
-    """The README shows two programs with their output: a turn, and attachments."""
-    assert len(snippets(ROOT / "README.md")) >= 2
+    """The README shows programs with their output: a session, a worker, attachments."""
+    assert len(snippets(ROOT / "README.md")) >= 3
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_programs_print_what_their_document_says(path: Path, tmp_path: Path) -> 
 
 def test_the_program_with_attachments_prints_the_same_again(tmp_path: Path) -> None:
     """It gives its lane back, and its commit is recognised, however often it runs."""
-    code, output = snippets(ROOT / "README.md")[1]
+    code, output = snippets(ROOT / "docs" / "stores.md")[1]
     for _ in range(3):
         done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert (done.stdout, done.stderr) == (output, "")

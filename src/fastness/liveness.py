@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import platform
 import secrets
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,10 +30,11 @@ class _Stat(NamedTuple):
     start: str
 
 
+@cache
 def current_process() -> LeaseOwnerLiveness:
     """Give the identity of this process, ``Opaque`` where the system does not tell it.
 
-    It is read anew on every call, so that it stays true in a forked child.
+    It is read once, and once more in a forked child.
     """
     try:
         # A /proc of another pid namespace numbers processes differently: nothing in it can be compared.
@@ -44,6 +46,10 @@ def current_process() -> LeaseOwnerLiveness:
     except (OSError, ValueError):
         return Opaque()
     return LocalProcess(f"{_machine_id()}/{namespace}", boot_id, os.getpid(), start)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=current_process.cache_clear)
 
 
 def is_dead(process: LocalProcess) -> bool:

@@ -21,7 +21,7 @@ from fastness.engines.postgres_wire import Lost
 from fastness.engines.signals import Signal
 from fastness.errors import StoreError
 
-_GATHER_S = 0.005
+_GATHER_S = 0.01
 _LAST_WORDS_S = 1.0
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
 

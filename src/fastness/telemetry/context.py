@@ -14,6 +14,10 @@ from contextvars import ContextVar, Token
 from typing import Any, NamedTuple
 
 
+# What an application has not asked for is not printed.
+logging.getLogger("fastness").addHandler(logging.NullHandler())
+
+
 class TurnFacts(NamedTuple):
     """What a record says about its turn. The names are those of the record's attributes."""
 
