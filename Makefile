@@ -4,8 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PEERS := .venv-peers
 
-.PHONY: help venv demo test lint types layers size bench clean
+.PHONY: help venv demo proof test lint types layers size bench clean
 
 help: ## show this help
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -33,8 +34,13 @@ lint: $(READY) ## ruff, docstrings, layering, size limits
 types: $(READY) ## mypy, strict
 	$(BIN)/mypy
 
-bench: $(READY) ## measure against the limits; writes bench/RESULTS.md and bench/results.json
+$(PEERS)/.ready: bench/requirements-peers.txt
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	touch $@
+
+bench: $(READY) $(PEERS)/.ready ## measure against the limits; writes bench/RESULTS.md and bench/results.json
 	$(BIN)/python bench/run.py
 
 clean: ## remove what was made here
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	rm -rf $(VENV) $(PEERS) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

@@ -8,11 +8,9 @@ who was born. A child has its own database connection and speaks in short lines,
     lane PID SESSION TOKEN        the lane was granted
     done PID SESSION TEXT,…       the commit that settled these inputs was acknowledged
     lost PID SESSION ERROR        a turn was refused
-    fed PID - -                   all input was submitted
-    idle PID - -                  nothing waited anywhere
 
 ``work`` makes a child run turns until it is killed. ``race`` and ``zombie`` make children that do one thing for each
-further line that they read from a named pipe. ``feed`` and ``serve`` are a fleet's: see ``tests.fleet``.
+further line that they read from a named pipe.
 """
 
 from __future__ import annotations
@@ -22,16 +20,17 @@ import gc
 import logging
 import os
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fastness.conformance.builders import node, usage
-from fastness.errors import StoreError
+from fastness.errors import BackendError, CommitOutcomeUnknownError, StoreError
 from fastness.liveness import mint_owner
 from fastness.model import (
     Acquired,
     Append,
+    Busy,
     PendingTurnInputDraft,
     RuntimeCommit,
     RuntimePersistence,
@@ -41,13 +40,46 @@ from fastness.model import (
     TurnInputClaim,
     Unchanged,
 )
-from fastness.model.turn_input import NextTurn
+from fastness.model.turn_input import NextTurn, TextItem
 from fastness.persistence import open_database
-from tests import fleet
-from tests.fleet import TTL_MS, say, take_lane, text_of
+
+T = TypeVar("T")
 
 SESSIONS = ("a", "b")
+TTL_MS = 60_000
 ZOMBIE_TTL_MS = 700
+
+
+def say(*words: object) -> None:
+    """Write one line at once, whole: what is said before a kill arrives, what is not said did not happen."""
+    os.write(1, (" ".join(map(str, words)) + "\n").encode())
+
+
+async def insist(call: Callable[[], Awaitable[T]], session_id: str) -> T:
+    """Make a call again, unchanged, while the server is away or its answer is lost."""
+    while True:
+        try:
+            return await call()
+        except (BackendError, CommitOutcomeUnknownError) as error:
+            say("lost", os.getpid(), session_id, type(error).__name__)
+            await asyncio.sleep(0.02)
+
+
+async def take_lane(store: RuntimePersistence, session_id: str) -> SessionExecutionLease | None:
+    """Claim a lane, over the head of a holder that was killed; None: somebody alive has it."""
+    owner = mint_owner("mortal")
+    outcome = await insist(lambda: store.try_claim_session_execution_lease(session_id, owner, TTL_MS), session_id)
+    if isinstance(outcome, Busy):
+        observed = outcome.holder.fence()
+        outcome = await insist(
+            lambda: store.reclaim_session_execution_lease(session_id, owner, observed, TTL_MS), session_id
+        )
+    return outcome.lease if isinstance(outcome, Acquired) else None
+
+
+def text_of(claim: TurnInputClaim) -> list[str]:
+    """What the inputs of a claim say."""
+    return [item.text for row in claim.inputs for item in row.input.items if isinstance(item, TextItem)]
 
 
 async def settlement(
@@ -144,8 +176,6 @@ def live(role: str, url: str, *orders: Path) -> None:
         "work": work,
         "race": race,
         "zombie": zombie,
-        "feed": fleet.feed,
-        "serve": fleet.serve,
     }
     asyncio.run(roles[role](url, *orders))
 

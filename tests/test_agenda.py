@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from fastness.conformance.builders import command, commit, owner, said, said_now, task, work
 from fastness.conformance.lab import Clock
-from fastness.errors import StoreError
+from fastness.errors import ClaimExpiredError, LeaseExpiredError
 from fastness.model import (
     Busy,
     NothingToDo,
@@ -49,7 +49,7 @@ Step = tuple[Any, ...]
 
 def steps_of(name: str) -> st.SearchStrategy[Step]:
     """Anything that may happen in a session."""
-    fails = st.tuples(st.just("fail"), st.just(name), st.sampled_from([0, 1, 10_000]), attempts, st.booleans())
+    fails = st.tuples(st.just("fail"), st.just(name), st.sampled_from([0, 1, 10_000, 90_000]), attempts, st.booleans())
     return st.one_of(
         st.tuples(st.sampled_from(["say", "queue"]), st.just(name), delays, st.booleans()),
         st.tuples(st.just("begin"), st.just(name), st.booleans(), st.booleans(), attempts, st.integers(1, 3)),
@@ -64,9 +64,18 @@ def steps_of(name: str) -> st.SearchStrategy[Step]:
 
 
 def scene(name: str) -> st.SearchStrategy[list[Step]]:
-    """Something comes in, somebody begins a turn, and then anything may happen."""
+    """Something comes in, a turn begins and perhaps goes one of the rarer ways, and then anything may happen."""
     opening: list[Step] = [("say", name, 0, False), ("begin", name, False, True, None, 2)]
-    return st.lists(steps_of(name), max_size=5).map(lambda rest: opening + rest)
+    longer: list[Step] = [("wait", 29_999), ("renew", name), ("wait", 5_000)]
+    rest = st.lists(steps_of(name), max_size=5)
+    spoiled: list[Step] = [("fail", name, 0, 1, True), ("quarantined", name, True)]
+    held_back: list[Step] = [
+        ("fail", name, 90_000, None, True),
+        ("begin", name, False, False, None, 2),
+        ("wait", 30_000),
+    ]
+    middle = st.sampled_from([[], [], longer, spoiled, held_back])
+    return st.tuples(middle, rest).map(lambda parts: [*opening, *parts[0], *parts[1]])
 
 
 plans = st.lists(names.flatmap(scene) | names.flatmap(lambda name: steps_of(name).map(lambda one: [one])), min_size=1)
@@ -112,7 +121,7 @@ class Player:
         for what, *arguments in chain.from_iterable(plan):
             try:
                 came_to = await getattr(self, f"do_{what}")(*arguments)
-            except StoreError as error:
+            except (LeaseExpiredError, ClaimExpiredError) as error:
                 came_to = type(error).__name__
             self.seen[what if came_to is None else f"{what}: {came_to}"] += 1
             await self.assert_rows()

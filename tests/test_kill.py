@@ -20,8 +20,7 @@ from fastness.model import Acquired, FullGraph, SessionStoreCreateRequest, TurnI
 from fastness.model.turn_input import NextTurn, PendingTurnInputDraft
 from fastness.persistence import open_database
 from fastness.sql.program import Program, Read, Statement
-from tests.fleet import TTL_MS
-from tests.mortals import SESSIONS
+from tests.mortals import SESSIONS, TTL_MS
 from tests.nursery import SHARED, Line, Nursery, database_of, nursery_over
 
 ROUNDS = 60

@@ -75,18 +75,17 @@ class EngineSessionDispatch:
     ) -> TurnBeginning:
         """Claim a session's lane and, with it, the input or the work that leads its line: one transaction.
 
-        Without anything to claim the lane is left alone, unless ``needs_something`` is false; without ``claims`` the lane
-        is all that is claimed. Rows that were granted ``max_attempts`` times already are set aside first.
-        ``label_limits`` say how many sessions with a label may have
-        a turn running. ``observed_holder`` is taken over where its process is provably dead (law L6).
+        Without anything to claim the lane is left alone, unless ``needs_something`` is false; without ``claims`` the
+        lane is all that is claimed. Rows that were granted ``max_attempts`` times already are set aside first.
+        ``label_limits`` say how many sessions with a label may have a turn running. ``observed_holder`` is taken over
+        where its process is provably dead (law L6).
         """
         target = Target(limits.check_id("session_id", session_id))
         limits.check_owner(owner)
         limits.check_ttl(lease_ttl_ms)
-        limits.check_positive("max_inputs", max_inputs)
-        limits.check_positive("max_batches", max_batches)
-        if max_attempts is not None:
-            limits.check_positive("max_attempts", max_attempts)
+        check_wants(max_inputs, max_batches, max_attempts)
+        if needs_something and not claims:
+            raise InvalidInputError("needs_something", "cannot be asked of a turn that claims nothing")
         bounds = _label_limits(label_limits or {})
         wants = Wants(max_inputs, max_batches, max_attempts, needs_something, claims, bounds)
         drawn = Drawn(random_token(), random_token())
@@ -115,9 +114,9 @@ class EngineSessionDispatch:
     ) -> TurnFailure:
         """Give back what a turn has claimed, set aside what was granted ``max_attempts`` times, and release the lane.
 
-        The session is not looked at again before ``delay_ms`` are over. Unless it ``counts``, the turn was no attempt: it
-        was stopped for no fault of its own. Raises ``LeaseExpiredError`` where the lease is
-        not live any more; its rows are free then, and their attempts are counted all the same.
+        The session is not looked at again before ``delay_ms`` are over. Unless it ``counts``, the turn was no attempt:
+        it was stopped for no fault of its own. Raises ``LeaseExpiredError`` where the lease is not live any more; its
+        rows are free then, and their attempts are counted all the same.
         """
         limits.check_completion(completion)
         limits.check_count("delay_ms", delay_ms)
@@ -177,6 +176,14 @@ class EngineSessionDispatch:
         """Cancel a row for good. False: it is not in quarantine."""
         target = _quarantined(session_id, kind, row_id)
         return await self._engine.write(lambda: quarantine.discard(target, kind, row_id))
+
+
+def check_wants(max_inputs: int, max_batches: int, max_attempts: int | None) -> None:
+    """Take the bounds of what a turn begins with. Raises ``InvalidInputError``."""
+    limits.check_positive("max_inputs", max_inputs)
+    limits.check_positive("max_batches", max_batches)
+    if max_attempts is not None:
+        limits.check_positive("max_attempts", max_attempts)
 
 
 def _quarantined(session_id: str, kind: QuarantineKind, row_id: str) -> Target:

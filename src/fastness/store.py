@@ -11,8 +11,9 @@ from functools import partial
 
 from fastness.decide import limits, limits_directory
 from fastness.decide.commit_input import prepare
+from fastness.dispatch import check_wants
 from fastness.engines.engine import Engine
-from fastness.errors import LeaseExpiredError, SessionBindingMismatchError
+from fastness.errors import InvalidInputError, LeaseExpiredError, SessionBindingMismatchError
 from fastness.manifest import EngineAttachmentManifest, StoreOptions, random_token
 from fastness.model import (
     CheckpointKind,
@@ -41,13 +42,16 @@ from fastness.model import (
     SessionMeta,
     SessionNodeRecord,
     SessionReadScope,
+    TurnBegun,
     TurnInputClaim,
     VacuumReport,
 )
 from fastness.ops import directory, lane, load, maintenance, queued_work, turn_input
 from fastness.ops.commit import commit as settle
+from fastness.ops.dispatch import Drawn, Wants
 from fastness.ops.hint import Hint
 from fastness.ops.lane import Target
+from fastness.ops.succession import Next, commit_and_begin
 
 
 class SessionStore(EngineAttachmentManifest):
@@ -123,6 +127,40 @@ class SessionStore(EngineAttachmentManifest):
         settled = await self._engine.write(lambda: settle(target, given, minted, self._hint, knows=knows))
         self._hint = settled.hint
         return settled.result
+
+    async def commit_and_begin(
+        self,
+        commit: RuntimeCommit,
+        owner: LeaseOwnerIdentity,
+        lease_ttl_ms: int,
+        *,
+        max_inputs: int = 100,
+        max_batches: int = 100,
+        max_attempts: int | None = None,
+    ) -> tuple[RuntimeCommitResult, TurnBegun | None]:
+        """Settle a turn that gives the lane back, and begin the session's next one for ``owner``: one transaction.
+
+        No turn is begun where nothing waits, and by a replay: whoever has lost an answer calls ``begin_turn`` for the
+        same owner, which grants again what the lost answer did (law L2). Raises what either of the two raises.
+        """
+        given = prepare(commit, self._options.commit_budget_bytes)
+        limits.check_owner(owner)
+        limits.check_ttl(lease_ttl_ms)
+        check_wants(max_inputs, max_batches, max_attempts)
+        if commit.release_session_execution_lease is None:
+            raise InvalidInputError("commit", "keeps the lane; the next turn begins when this one gives it back")
+        target = await self._bound()
+        if target.sid is None:
+            raise LeaseExpiredError(self.session_id, None, "unknown")
+        minted = tuple(random_token() for _ in commit.outbox)
+        wants = Wants(max_inputs, max_batches, max_attempts, True, True, {})
+        successor = Next(owner, lease_ttl_ms, wants, Drawn(random_token(), random_token()))
+        knows = self._engine.decides_ahead
+        settled, begun = await self._engine.write(
+            lambda: commit_and_begin(target, given, minted, self._hint, successor, knows=knows)
+        )
+        self._hint = settled.hint
+        return settled.result, begun
 
     # --- the lane ---
 

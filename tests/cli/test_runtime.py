@@ -175,6 +175,18 @@ def test_watch_ends_after_as_many_commits_as_are_wanted(answered: Shell) -> None
     ]
 
 
+def test_a_watcher_whose_reader_leaves_is_quiet(answered: Shell, url: str) -> None:
+    """It finds out with the next commit."""
+    command = [*FASTNESS, "watch", "chat", "--after", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        assert "revision 2" in child.stdout.readline()
+        child.stdout.close()
+        asyncio.run(answer(url, "chat", "more"))
+        assert (child.wait(), child.stderr.read()) == (0, "")
+
+
 # --- fork and branch ---
 
 
@@ -265,6 +277,15 @@ def test_describe_keeps_what_is_given_and_prints_what_is_known(answered: Shell) 
 
 
 # --- what is wrong ---
+
+
+def test_help_names_every_command(shell: Shell) -> None:
+    """Those of a group in the help of the group."""
+    text = shell.done()
+    names = ("send", "worker", "workers", "quarantine", "history", "watch", "branch", "fork", "interrupt", "describe")
+    assert [name for name in names if f"\n  {name} " not in text] == []
+    assert [name for name in ("list", "retry", "discard") if f"\n  {name} " not in shell.done("quarantine")] == []
+    assert [name for name in ("list", "switch") if f"\n  {name} " not in shell.done("branch")] == []
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ async def handler(turn):
     if said == "slow":
         while not pathlib.Path("go").exists():
             await asyncio.sleep(0.01)
-    while said == "block":
+    while said == "block" and not pathlib.Path("go").exists():
         print(time.monotonic(), flush=True)
         time.sleep(0.01)
     if said == "poison" and not pathlib.Path("cured").exists():
@@ -55,7 +55,7 @@ number = 3
 agent = Agent()
 fits = functools.partial(two, other=1)
 """
-LINE = re.compile(r"[0-9T:.-]+ (INFO|WARNING) [a-z.]+ session=(\S+) turn=(\S+) token=(\S+) (.*)")
+LINE = re.compile(r'[0-9T:.-]+Z (INFO|WARNING) [a-z.]+ session=("[^"]*"|\S+) turn=(\S+) token=(\S+) (.*)')
 
 
 @pytest.fixture
@@ -89,8 +89,9 @@ class Child:
         """Send it a signal, if one is named, and give its status and the rest of what it tells."""
         if number is not None:
             self.process.send_signal(number)
-        _, err = self.process.communicate()
-        self.told += err.splitlines()
+        self.told += self.err.read().splitlines()
+        self.out.read()
+        self.process.wait()
         return self.process.returncode
 
 
@@ -153,7 +154,7 @@ def test_a_second_interrupt_gives_back_at_once(app: Shell) -> None:
 
 
 def test_a_handler_that_blocks_the_process_can_be_interrupted_all_the_same(app: Shell) -> None:
-    """By a third one; the turn leaves nothing."""
+    """By a third one; the turn leaves nothing, and the next worker answers."""
     app.done("send", "chat", "block")
     with working("--drain", "600") as child:
         assert child.out.readline() == "began block 1\n"
@@ -165,7 +166,11 @@ def test_a_handler_that_blocks_the_process_can_be_interrupted_all_the_same(app: 
                 pass
         assert child.end(signal.SIGINT) == 130
     assert app.done("history", "chat") == "no commits\n"
-    assert len(waiting(app)) == 1
+    (app.directory / "go").touch()
+    with working() as child:
+        app.done("watch", "chat", "--after", "0", "--limit", "1")
+        assert child.end(signal.SIGTERM) == 0
+    assert app.done("show", "chat").endswith("assistant:\n  answer to block\n")
 
 
 # --- what it tells ---
@@ -173,15 +178,22 @@ def test_a_handler_that_blocks_the_process_can_be_interrupted_all_the_same(app: 
 
 def test_every_line_says_whose_turn_it_is_about(app: Shell) -> None:
     """Session, turn and fencing token, also in records of the handler's own code; a record is one line."""
-    app.done("send", "a\x1b b", "hello")
-    with working("--name", "w1") as child:
-        assert child.out.readline() == "began hello 1\n"
+    app.done("send", "a\x1b turn=x", "hello")
+    app.done("send", "chat", "poison")
+    with working("--name", "w1", "--max-attempts", "1") as child:
+        child.until("a turn of session chat failed")
+        app.done("watch", "a\x1b turn=x", "--after", "0", "--limit", "1")
         assert child.end(signal.SIGTERM) == 0
-    found = [LINE.fullmatch(line) for line in child.told]
-    assert [match.groups() if match else None for match in found] == [
+    assert all(map(LINE.fullmatch, child.told))
+    found = {match.groups() for line in child.told if (match := LINE.fullmatch(line))}
+    assert found == {
         ("INFO", "-", "-", "-", "worker w1 runs app:handler, 8 at a time"),
-        ("INFO", "a␛", "-", "-", "heard hello"),
-    ]
+        ("INFO", '"a\\u001b turn=x"', "turn/1", "1", "heard hello"),
+        ("INFO", "chat", "turn/1", "1", "heard poison"),
+        ("WARNING", "chat", "turn/1", "1", "set aside what failed 1 times"),
+        ("WARNING", "chat", "-", "-", "a turn of session chat failed with ValueError"),
+        ("INFO", "-", "-", "-", "ended; 1 turn settled, 1 failed"),
+    }
 
 
 def test_only_debug_shows_what_a_handler_raised(app: Shell) -> None:
@@ -224,7 +236,7 @@ HOW = "async def handler(turn): …"
         (("lacks:handler",), "module 'lacks' cannot be imported: ModuleNotFoundError: No module named 'nix_da'"),
         (("ends:handler",), "module 'ends' cannot be imported: SystemExit: 3 ({here}/ends.py, line 1)"),
         (("app:nix",), "module 'app' has no 'nix'; its async functions are: handler"),
-        (("broken_not:nix",), "module 'broken_not' has no 'nix'; it has no async function at all"),
+        (("empty:nix",), "module 'empty' has no 'nix'; it has no async function at all"),
         (("plain:number",), f"handler 'plain:number' is of the type int, and must be: {HOW}"),
         (("plain:plain",), f"handler 'plain:plain' is not async, and must be: {HOW}"),
         (("plain:stream",), f"handler 'plain:stream' is not async, and must be: {HOW}"),
@@ -238,6 +250,9 @@ HOW = "async def handler(turn): …"
         (("app:handler", "--limit", "batch"), "--limit 'batch' is no limit such as batch=4"),
         (("app:handler", "--limit", "batch=0"), "--limit 'batch=0' is no limit such as batch=4"),
         (("app:handler", "--limit", "=4"), "--limit '=4' is no limit such as batch=4"),
+        (("app:handler", "--limit", " batch=4"), "must be printable, without white space at its ends"),
+        (("app:handler", "--name", "x" * 513), "--name has 513 bytes"),
+        (("app:handler", "--database", "sqlite:///nix/nix.db"), "/nix does not exist; create it"),
         (("app:handler", "--log-level", "loud"), "'loud' is not one of 'debug', 'info', 'warning', 'error'"),
         (("app:handler", "--attachments", "x://y"), "attachments must be a directory, s3://"),
         (("app:handler", "--database", "memory:"), "memory: is private to the process that uses it"),
@@ -248,12 +263,14 @@ def test_what_cannot_be_run_is_refused(
     shell: Shell, words: tuple[str, ...], reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With one line on stderr that says what to do, status 2 and no traceback, and before any database is made."""
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(sys, "modules", {**sys.modules})
     modules = {"app": APP, "broken": BROKEN, "plain": PLAIN, "wrong": "def x(:", "lacks": "import nix_da"}
-    modules |= {"ends": "import sys; sys.exit(3)", "broken_not": ""}
+    modules |= {"ends": "import sys; sys.exit(3)", "empty": ""}
+    monkeypatch.setattr(sys, "path", [*sys.path])
     for name, text in modules.items():
         (shell.directory / f"{name}.py").write_text(text)
+        # So that it is taken out of those that were imported behind the test.
+        monkeypatch.setitem(sys.modules, name, sys)
+        monkeypatch.delitem(sys.modules, name)
     assert reason.replace("{here}", str(Path.cwd())) in refused(shell("worker", *words))
     assert not (shell.directory / "fastness.db").exists()
 
@@ -269,6 +286,16 @@ def test_whatever_can_be_awaited_with_a_turn_is_a_handler(shell: Shell, handler:
         process.terminate()
         process.communicate()
     assert process.returncode == 0
+
+
+def test_a_worker_that_never_reached_its_database_ends(shell: Shell) -> None:
+    """It bears with one that is away for a while, but not with a wrong name."""
+    (shell.directory / "app.py").write_text(APP)
+    words = [*FASTNESS, "worker", "app:handler", "--database", "postgresql://me:s3cret@127.0.0.1:1/db"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "check host and port, and start the server" in done.stderr
+    assert "s3cret" not in done.stderr
 
 
 def test_limits_hold_for_sessions_with_a_label(app: Shell) -> None:

@@ -74,6 +74,21 @@ async def environments(lab: Lab) -> None:
     lab.envs()
 
 
+async def dispatch(lab: Lab) -> None:
+    """Ask for what dispatches turns."""
+    lab.dispatch()
+
+
+async def workers(lab: Lab) -> None:
+    """Ask for the registry of workers."""
+    lab.workers()
+
+
+async def history(lab: Lab) -> None:
+    """Ask for the history."""
+    lab.history()
+
+
 NEEDS: dict[Power, Callable[[Lab], Awaitable[object]]] = {
     Power.REOPENING: lambda lab: lab.restart(),
     Power.CLOCK: advance,
@@ -82,6 +97,9 @@ NEEDS: dict[Power, Callable[[Lab], Awaitable[object]]] = {
     Power.ROWS: lambda lab: lab.execute_raw("select 1"),
     Power.CHECK: lambda lab: lab.check(),
     Power.ENVIRONMENTS: environments,
+    Power.DISPATCH: dispatch,
+    Power.WORKERS: workers,
+    Power.HISTORY: history,
 }
 
 

@@ -346,14 +346,14 @@ def test_an_interrupted_turn_leaves_its_rest_to_the_next(bench: Bench) -> None:
     done = take_active(bench, lease, limit=1)
     held = take_active(bench, lease, limit=1)
     complete(bench, done)
-    bench.write(*turn_input.defer_interrupted(1, "t1"))
+    bench.write(*turn_input.defer_interrupted(1, "t1", 0))
     assert pending(bench) == [("held", "deferred_next_turn"), ("waiting", "deferred_next_turn")]
     assert take_active(bench, lease) is None
     assert held is not None
     with pytest.raises(TurnInputClaimExpiredError):
         bench.read(turn_input.renew(S, held))
     again = take_next(bench, lease)
-    bench.write(*turn_input.defer_interrupted(1, "t1"))
+    bench.write(*turn_input.defer_interrupted(1, "t1", 0))
     complete(bench, again)
 
 

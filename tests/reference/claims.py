@@ -119,6 +119,8 @@ class ReferenceClaims:
         assert session.lease is not None
         claim_id, token = self.factory.mint(), max(row.claim_token for row in rows) + 1
         for row in rows:
+            again = row.claim_id is not None and row.lane_token == session.lease.fencing_token
+            row.attempts += 0 if again else 1
             row.claim_id, row.claim_token = claim_id, token
             row.lane_token, row.lease_token = session.lease.fencing_token, session.lease.lease_token
         return claim_id, token
@@ -142,7 +144,7 @@ class ReferenceClaims:
     def _abandon(self, rows: Iterable[Row], claim_id: str) -> None:
         for row in rows:
             if row.settled is None and row.claim_id == claim_id:
-                row.claim_id = None
+                row.claim_id, row.attempts = None, row.attempts - 1
 
     # --- turn input ---
 
@@ -157,7 +159,15 @@ class ReferenceClaims:
     def _as_input(self, row: Row, state: Any) -> m.PendingTurnInput:
         draft = row.draft
         return m.PendingTurnInput(
-            draft.session_id, row.row_id, row.seq, state, draft.ingress, draft.input, draft.source_key, row.enqueued_ms
+            draft.session_id,
+            row.row_id,
+            row.seq,
+            state,
+            draft.ingress,
+            draft.input,
+            draft.source_key,
+            row.enqueued_ms,
+            attempts=0 if row.settled else row.attempts,
         )
 
     def enqueue_pending_turn_input(self, draft: m.PendingTurnInputDraft) -> m.PendingTurnInput:
@@ -264,8 +274,9 @@ class ReferenceClaims:
                 row.claim_id, lease.owner, row.claim_token, lease.expires_at_epoch_ms
             )
             return m.AlreadyClaimed(row.row_id, shown)
+        cancelled = m.Cancelled(self._as_input(row, "cancelled"))
         row.settled, row.settled_ms = "cancelled", self.factory.clock()
-        return m.Cancelled(self._as_input(row, "cancelled"))
+        return cancelled
 
     def _named(self, session: Session, target: Any) -> Row | None:
         for row in session.inputs:
@@ -323,6 +334,7 @@ class ReferenceClaims:
             draft.source_key,
             draft.available_at_ms,
             row.enqueued_ms,
+            attempts=0 if row.settled else row.attempts,
         )
 
     def enqueue_queued_work(self, draft: m.QueuedWorkBatchDraft) -> m.QueuedWorkBatch:
@@ -357,8 +369,9 @@ class ReferenceClaims:
         session = self._find(session_id)
         for row in session.work if session is not None else []:
             if session is not None and row.row_id == batch_id and self._work_state(session, row) == "pending":
+                cancelled = self._as_batch(row, "cancelled")
                 row.settled, row.settled_ms = "cancelled", self.factory.clock()
-                return self._as_batch(row, "cancelled")
+                return cancelled
         return None
 
     def _queue(self, session: Session, work_class: str, boundary: str) -> list[Row]:

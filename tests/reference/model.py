@@ -164,6 +164,7 @@ class ReferenceStore(ReferenceClaims):
         for row in session.inputs:
             left = row.settled is None and row.turn_id is not None
             if left and row.turn_id == commit.interrupted_turn_input_turn_id:
+                row.attempts -= 1 if self._is_held(session, row) else 0
                 row.state, row.turn_id, row.boundary, row.claim_id = "deferred_next_turn", None, None, None
 
     def _change_graph(self, session: Session, commit: m.RuntimeCommit) -> None:

@@ -33,6 +33,7 @@ class Row:
     claim_token: int = 0
     lane_token: int = 0
     lease_token: str | None = None
+    attempts: int = 0
     settled: Literal["completed", "cancelled"] | None = None
     settled_ms: int = 0
 

@@ -6,6 +6,7 @@ import pytest
 
 from fastness.conformance.lab import Lab
 from fastness.persistence import InMemoryAttachmentStore
+from fastness.runtime import worker
 from fastness.runtime.database import Database
 from tests.runtime.faults import Faults
 from tests.runtime.saying import OFTEN
@@ -33,3 +34,10 @@ async def other(lab: Lab, place: InMemoryAttachmentStore) -> Database:
 def faults(monkeypatch: pytest.MonkeyPatch) -> Faults:
     """What goes wrong with the commits of this test."""
     return Faults(monkeypatch)
+
+
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have workers look by themselves so often that a law does not wait for it."""
+    for name in ("_LOOK_AGAIN_S", "_SATURATED_S", "_SWEEP_S"):
+        monkeypatch.setattr(worker, name, 0.05)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -17,9 +18,12 @@ class Faults:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.next: list[str] = []
         self.sent: list[RuntimeCommit] = []
-        commit_runtime_state = SessionStore.commit_runtime_state
+        for name in ("commit_runtime_state", "commit_and_begin"):
+            monkeypatch.setattr(SessionStore, name, self._faulty(getattr(SessionStore, name)))
+        monkeypatch.setattr("fastness.runtime.sending._FIRST_PAUSE_S", 0.0)
 
-        async def commit(store: SessionStore, given: RuntimeCommit) -> Any:
+    def _faulty(self, commit: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def faulty(store: SessionStore, given: RuntimeCommit, *rest: Any, **about: Any) -> Any:
             """Commit, and lose the answer; or refuse before anything happened."""
             self.sent.append(given)
             fault = self.next.pop(0) if self.next else ""
@@ -27,12 +31,12 @@ class Faults:
                 raise ContendedError("others were faster", 1)
             if fault == "never sent":
                 raise CommitOutcomeUnknownError("the connection broke")
-            result = await commit_runtime_state(store, given)
+            result = await commit(store, given, *rest, **about)
             if fault == "answer lost":
                 raise CommitOutcomeUnknownError("the connection broke")
             return result
 
-        monkeypatch.setattr(SessionStore, "commit_runtime_state", commit)
+        return faulty
 
 
 KINDS = (

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from fastness.conformance.lab import Lab
-from fastness.errors import AttachmentNotInManifestError, InvalidInputError
+from fastness.errors import AttachmentNotInManifestError, InvalidInputError, TurnInterruptedError
 from fastness.model import AttachmentItem, AttachmentRef, FilePart, Message, SessionStoreCreateRequest, TextPart
 from fastness.runtime.database import Database
 from fastness.runtime.messages import message_of
@@ -46,6 +48,24 @@ async def test_what_a_failed_turn_attached_is_no_part_of_the_session(db: Databas
         await fail()
     assert await held(db, kept[0].attachment_id) == (True, 1)
     assert await db.read("s") is None
+
+
+async def test_what_an_interrupted_turn_attached_is_dropped_with_its_answer(db: Database, other: Database) -> None:
+    """What the user attached is settled with what the user said."""
+    item = await db.attach("s", b"of the user", name="a.txt")
+    await db.send("s", item)
+
+    async def attach() -> None:
+        async with db.turn("s") as turn:
+            made.append(await turn.attach(b"of the turn", name="b.txt"))
+            await other.interrupt("s")
+            await asyncio.Event().wait()
+
+    made: list[AttachmentRef] = []
+    with pytest.raises(TurnInterruptedError):
+        await attach()
+    uncommitted = await db.factory.attachment_manifest.list_uncommitted(2**62)
+    assert [entry.attachment_id for entry in uncommitted] == [made[0].attachment_id]
 
 
 async def test_what_a_user_attaches_is_made_last_by_the_turn_that_takes_it(db: Database, other: Database) -> None:

@@ -176,7 +176,7 @@ async def test_whoever_branches_waits_for_the_turn_that_runs(lab: Lab, db: Datab
 
 
 async def test_a_fork_begins_as_its_source_was(db: Database, other: Database) -> None:
-    """At its head, at a node, or at a revision; from then on each goes its own way, and only the source was paid for."""
+    """At its head, at a node, or at a revision; from then on each goes its own way, and no usage comes along."""
     _, first, _, _ = await conversation(db)
     async with db.turn("s") as turn:
         turn.state = b"state of three"

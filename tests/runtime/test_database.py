@@ -12,8 +12,8 @@ import pytest
 from fastness.conformance.lab import Lab, refused
 from fastness.errors import ContendedError, InputSourceKeyConflictError, RevisionNotReadableError
 from fastness.model import (
-    AlreadyClaimed,
     AlreadyCancelled,
+    AlreadyClaimed,
     AlreadyCompleted,
     Cancelled,
     NotFound,
@@ -24,6 +24,7 @@ from fastness.model import (
     raw_json,
 )
 from fastness.runtime.database import Database, connect
+from fastness.runtime.messages import Said
 from fastness.runtime.turn import Turn
 from tests.runtime.saying import at_once, exchange, heard, kinds_in, revisions, said_in, soon, spoken, texts, view
 from tests.servers.postgres import shared_server
@@ -93,14 +94,9 @@ async def test_work_of_one_key_is_there_once(db: Database) -> None:
 async def test_anything_that_can_be_typed_can_be_said(db: Database) -> None:
     """Text, several texts, items of an application's own, or an input as it is stored."""
     item = StructuredItem("form", raw_json({"n": 1}))
-    for said in (
-        "one",
-        ["two", TextItem("three")],
-        ("four", item),
-        TurnInput((TextItem("five"),), raw_json({"a": 1})),
-        [],
-    ):
-        await db.send("s", said)
+    said: list[Said] = ["one", ["two", TextItem("three")], ("four", item), TurnInput((TextItem("five"),)), []]
+    for each in said:
+        await db.send("s", each)
     async with db.turn("s") as turn:
         assert [[getattr(part, "content", None) for part in message.parts] for message in turn.messages] == [
             ["one"],
@@ -283,7 +279,7 @@ async def test_whoever_watches_sees_every_commit_of_anybody(db: Database, other:
     first = asyncio.Event()
     watching = asyncio.create_task(watch())
     await soon(first)
-    later = asyncio.create_task(anext(other.watch("s")))
+    later = asyncio.ensure_future(anext(other.watch("s")))
     await exchange(db, "two", "2")
     await exchange(db, "three", "3")
     await at_once(watching)
@@ -296,7 +292,7 @@ async def test_whoever_watches_sees_every_commit_of_anybody(db: Database, other:
 async def test_a_watch_may_end_at_any_time(db: Database) -> None:
     """Whoever has seen enough stops, and nothing is left running."""
     before = asyncio.all_tasks()
-    waiting = asyncio.create_task(anext(db.watch("unknown")))
+    waiting = asyncio.ensure_future(anext(db.watch("unknown")))
     await asyncio.sleep(0.01)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -110,16 +110,17 @@ async def test_a_turn_that_takes_the_interrupt_for_a_wish_commits_what_it_has(db
     await db.send("s", "hello")
     async with db.turn("s") as turn:
         turn.append("so far", usage=TokenUsage(1))
-        assert not turn.interrupted
+        flags = [turn.interrupted]
         await other.send("s", "more", to="running_turn")
         await other.interrupt("s")
         with pytest.raises(asyncio.CancelledError):
             await asyncio.Event().wait()
-        assert turn.interrupted
         with pytest.raises(TurnInterruptedError):
             await turn.checkpoint()
         turn.append("and no further")
+        flags.append(turn.interrupted)
     seen = await view(db)
+    assert flags == [False, True]
     assert texts(seen.messages) == ["hello", "so far", "and no further"]
     assert told(seen) == []
     async with db.turn("s") as after:

@@ -21,7 +21,6 @@ from fastness.errors import (
 from fastness.liveness import mint_owner
 from fastness.model import Acquired, Busy, InterruptRequest, LeaseTimings, LocalProcess, SessionStoreCreateRequest
 from fastness.persistence import InMemorySessionStoreFactory, SessionStore
-from fastness.runtime.lane import LaneKeeper
 from fastness.runtime.waiting import hold_lane
 
 QUICK = LeaseTimings(timedelta(milliseconds=300), timedelta(milliseconds=50))

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from fastness.conformance.lab import Lab
-from fastness.errors import BackendError, CommitOutcomeUnknownError, LeaseExpiredError
+from fastness.errors import BackendError, CommitOutcomeUnknownError, LeaseExpiredError, TurnInputClaimExpiredError
 from fastness.liveness import mint_owner
-from fastness.model import LocalProcess, TokenUsage
+from fastness.model import LeaseTimings, LocalProcess, TokenUsage
 from fastness.persistence import SessionStore
 from fastness.runtime.database import Database
-from fastness.runtime.turn import Turn
+from fastness.runtime.waiting import all_given_back
 from tests.runtime.faults import KINDS, Faults
-from tests.runtime.saying import TTL_MS, exchange, heard, revisions, soon, spoken, texts, view
+from tests.runtime.saying import TTL_MS, Asked, exchange, heard, revisions, soon, spoken, texts, view
 
 
 async def lane_of(db: Database) -> str | None:
@@ -25,33 +27,46 @@ async def lane_of(db: Database) -> str | None:
 
 
 async def test_a_block_that_lost_its_lane_is_cancelled_and_told_by_whom(
-    lab: Lab, db: Database, other: Database
+    lab: Lab, db: Database, other: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing of it is written; the successor has all of the input, and answers it once."""
-    cleaned = asyncio.Event()
+    renew = SessionStore.renew_session_execution_lease
+    taken, cleaned = asyncio.Event(), asyncio.Event()
+
+    async def renewing(store: SessionStore, *given: Any) -> Any:
+        """Reach the database only when the successor is there."""
+        await soon(taken)
+        return await renew(store, *given)
 
     async def overtaken() -> None:
         async with db.turn("s") as turn:
             turn.append("too late")
+            monkeypatch.setattr(SessionStore, "renew_session_execution_lease", renewing)
             lab.clock.advance(TTL_MS)
-            async with other.turn("s", wait_s=0) as successor:
-                try:
-                    await asyncio.Event().wait()
-                finally:
-                    cleaned.set()
-                    successor.append("in time")
+            asyncio.get_running_loop().create_task(succeed())
+            try:
+                await asyncio.Event().wait()
+            finally:
+                cleaned.set()
 
+    async def succeed() -> None:
+        async with other.turn("s", wait_s=0) as turn:
+            assert (heard(turn), turn.attempts) == (["hello"], 2)
+            taken.set()
+            await soon(cleaned)
+            turn.append("in time")
+        done.set()
+
+    done = asyncio.Event()
     await db.send("s", "hello")
     with pytest.raises(LeaseExpiredError) as caught:
         await overtaken()
     assert cleaned.is_set()
     assert (caught.value.fencing_token, caught.value.successor_owner_id) == (1, "bob")
-    assert await db.read("s") is None
-    async with other.turn("s") as turn:
-        assert heard(turn) == ["hello"]
-        turn.append("in time")
-    assert spoken((await view(db)).messages) == [("user", "hello"), ("assistant", "in time")]
     assert asyncio.current_task().cancelling() == 0  # type: ignore[union-attr]
+    await soon(done)
+    assert spoken((await view(db)).messages) == [("user", "hello"), ("assistant", "in time")]
+    assert await revisions(db) == [1]
 
 
 async def test_a_commit_behind_a_successor_is_refused_with_its_name(lab: Lab, db: Database, other: Database) -> None:
@@ -107,9 +122,8 @@ async def test_a_commit_whose_answer_was_lost_lands_once(db: Database, faults: F
     assert await lane_of(db) is None
 
 
-async def test_a_commit_that_never_gets_an_answer_says_so(db: Database, faults: Faults, monkeypatch: Any) -> None:
+async def test_a_commit_that_never_gets_an_answer_says_so(db: Database, faults: Faults) -> None:
     """After six attempts; what came of it is for whoever reads the session to see."""
-    monkeypatch.setattr("fastness.runtime.turn._FIRST_PAUSE_S", 0.0)
 
     async def answer() -> None:
         async with db.turn("s") as turn:
@@ -125,28 +139,39 @@ async def test_a_commit_that_never_gets_an_answer_says_so(db: Database, faults: 
         assert heard(turn) == ["hello"]
 
 
-async def test_a_commit_that_was_lost_on_the_way_enters_again_where_the_lane_ran_out(
-    lab: Lab, db: Database, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("landed", [True, False], ids=["it had landed", "it had not"])
+async def test_a_lease_that_ran_out_before_the_answer_came(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, landed: bool
 ) -> None:
-    """As the same holder under the same token, as long as nobody else was there."""
+    """A commit that had landed says so, however late; of one that had not, nothing is there and all waits again."""
+    # No renewal comes in between that might have seen the time before.
+    db = Database(lab.factory, timings=LeaseTimings(timedelta(hours=1), timedelta(minutes=20)))
     commit_runtime_state = SessionStore.commit_runtime_state
-    sent = []
+    sent: list[object] = []
 
     async def commit(store: SessionStore, given: Any) -> Any:
-        """Lose the first one, and so much time that the lease ends."""
-        sent.append(given.session_execution_lease.lease_token)
+        """Lose the first answer, and so much time that the lease ends."""
+        sent.append(given)
         if len(sent) == 1:
-            lab.clock.advance(TTL_MS)
+            if landed:
+                await commit_runtime_state(store, given)
+            lab.clock.advance(3_600_000)
             raise CommitOutcomeUnknownError("the connection broke")
         return await commit_runtime_state(store, given)
 
+    async def answer() -> None:
+        async with db.turn("s") as turn:
+            turn.append("hi")
+
     await db.send("s", "hello")
-    turn: Turn
-    async with db.turn("s") as turn:
-        turn.append("hi")
-        monkeypatch.setattr(SessionStore, "commit_runtime_state", commit)
-    assert texts((await view(db)).messages) == ["hello", "hi"]
-    assert await revisions(db) == [1]
+    monkeypatch.setattr(SessionStore, "commit_runtime_state", commit)
+    with contextlib.nullcontext() if landed else pytest.raises(TurnInputClaimExpiredError):
+        await answer()
+    assert len(sent) == (2 if landed else 3)
+    assert await lane_of(db) is None
+    assert await revisions(db) == ([1] if landed else [])
+    async with db.turn("s", wait_s=0) as turn:
+        assert texts(turn.messages) == (["hello", "hi"] if landed else ["hello"])
 
 
 async def test_a_renewal_that_fails_for_a_while_ends_nothing(
@@ -216,7 +241,22 @@ async def test_a_time_limit_of_the_application_is_its_own(db: Database) -> None:
     """A block that runs into it raises ``TimeoutError`` as ever, and the lane is free."""
     await exchange(db, "one", "1")
     with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0), db.turn("s"):
+        async with asyncio.timeout(0.05), db.turn("s"):
             await asyncio.Event().wait()
-    async with db.turn("s", wait_s=5) as turn:
-        assert texts(turn.messages) == ["one", "1"]
+    await all_given_back()
+    assert await lane_of(db) is None
+
+
+async def test_whoever_does_not_wait_for_a_lane_does_not_have_it(lab: Lab, db: Database) -> None:
+    """Cancelled while it was being granted: it is given back, and was no attempt."""
+    await db.send("s", "hello")
+    asked = Asked(lab)
+    waiting = asyncio.create_task(db.turn("s").__aenter__())
+    await asked.once()
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    await all_given_back()
+    assert await lane_of(db) is None
+    async with db.turn("s", wait_s=0) as turn:
+        assert (heard(turn), turn.attempts) == (["hello"], 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any
 
@@ -24,6 +24,13 @@ NO_KEYS = NO_IDS
 NO_SPANS = (-1, "soon", True, float("nan"), float("inf"), 2**60)
 NO_LIMITS = (0, -1, "ten", True, 2**63)
 
+
+async def turn(db: Database, *given: Any, **about: Any) -> None:
+    """A turn that does nothing."""
+    async with db.turn(*given, **about):
+        pass
+
+
 BY_ID: dict[str, Call] = {
     "send": lambda db, each: db.send(each, "x"),
     "enqueue": lambda db, each: db.enqueue(each, "x"),
@@ -32,7 +39,7 @@ BY_ID: dict[str, Call] = {
     "pending": lambda db, each: db.pending(each),
     "cancel": lambda db, each: db.cancel(each, key="k"),
     "interrupt": lambda db, each: db.interrupt(each),
-    "turn": lambda db, each: turn(db, each),
+    "turn": turn,
     "read": lambda db, each: db.read(each),
     "read at": lambda db, each: db.read(each, at_revision=1),
     "history": lambda db, each: anext(db.history(each)),
@@ -100,24 +107,18 @@ WRONG: dict[str, tuple[Call, tuple[Any, ...]]] = {
 }
 
 
-async def turn(db: Database, *given: Any, **about: Any) -> None:
-    """A turn that does nothing."""
-    async with db.turn(*given, **about):
-        pass
-
-
 async def called(make: Callable[..., Any], *given: Any, **about: Any) -> None:
     """Something that is made."""
     make(*given, **about)
 
 
 @pytest.fixture
-async def session(db: Database) -> AsyncIterator[Database]:
+async def session(db: Database) -> Database:
     """A database with a session that has been talked to, and that something waits for."""
     async with db.turn("s") as first:
         first.append("hello")
     await db.send("s", "waiting", key="waiting")
-    yield db
+    return db
 
 
 @pytest.mark.parametrize("call", BY_ID.values(), ids=BY_ID)

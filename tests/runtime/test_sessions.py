@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import pytest
 
@@ -10,7 +11,7 @@ from fastness.conformance.lab import Lab, refused
 from fastness.errors import SessionDeletedError, SessionNotFoundError
 from fastness.model import Root, SessionFilter
 from fastness.runtime.database import Database
-from tests.runtime.saying import exchange, heard, revisions, texts, view
+from tests.runtime.saying import exchange, heard, revisions, texts
 
 
 async def test_a_session_is_described_as_far_as_something_is_given(db: Database, other: Database) -> None:
@@ -51,7 +52,7 @@ async def test_sessions_are_listed_oldest_first_a_page_at_a_time(
         ("a", 1, 2)
     ]
     assert rest.next_cursor is None
-    monkeypatch.setattr(Database.list, "__kwdefaults__", {**Database.list.__kwdefaults__, "limit": 1})
+    monkeypatch.setattr(db, "list", partial(db.list, limit=1))
     assert [summary.meta.session_id async for summary in db.sessions()] == ["c", "b", "a"]
 
 

@@ -51,14 +51,22 @@ async def test_a_turn_that_fails_leaves_nothing_but_its_input(db: Database) -> N
         assert (heard(turn), turn.state, turn.model) == (["hello"], None, "")
 
 
-async def test_a_turn_without_anything_to_do_is_a_turn(db: Database) -> None:
-    """It is empty, and so is its commit; what it says begins the conversation."""
+async def test_a_turn_that_does_nothing_leaves_nothing(db: Database) -> None:
+    """But a free lane. What one that has nothing to do says all the same begins the conversation."""
     async with db.turn("s") as turn:
         assert (turn.kind, turn.attempts, turn.inputs, turn.work, turn.messages) == ("empty", 1, (), (), ())
-    async with db.turn("s") as turn:
+    assert turn.result is None
+    assert await db.read("s") is None
+    async with db.turn("s", wait_s=0) as turn:
         turn.append("How may I help?")
+    async with db.turn("s", wait_s=0) as turn:
+        turn.configure(model="m")
+    async with db.turn("s", wait_s=0) as turn:
+        turn.state = None
+    async with db.turn("s", wait_s=0) as turn:
+        assert turn.messages != ()
     assert spoken((await view(db)).messages) == [("assistant", "How may I help?")]
-    assert await revisions(db) == [1, 2]
+    assert await revisions(db) == [1, 2, 3]
 
 
 async def test_input_for_the_running_turn_joins_it_at_its_checkpoints(db: Database, other: Database) -> None:

@@ -232,8 +232,8 @@ async def _put(
     store = place.open()
     session = await open_session(factory, session_id)
     held = SessionAttachmentStore(session, store, session_id)
-    called = _called(file) if name is None else name
-    source = _standard_input() if file == _STANDARD else _regular(file)
+    called = name_of_file(file) if name is None else name
+    source = _standard_input() if file == _STANDARD else regular_file(file)
     try:
         reference = await held.put(source, name=called, media_type=media_type)
     except InvalidInputError as error:
@@ -245,7 +245,7 @@ async def _put(
     return reference
 
 
-def _called(file: str) -> str:
+def name_of_file(file: str) -> str:
     """Give the name for a file that was given none."""
     if file == _STANDARD:
         return "stdin"
@@ -259,7 +259,8 @@ def _called(file: str) -> str:
     return name
 
 
-def _regular(file: str) -> Path:
+def regular_file(file: str) -> Path:
+    """Give the file of that name. Raises ``InvalidInputError`` where none can be read."""
     path = Path(file)
     try:
         found = path.stat()

@@ -10,7 +10,20 @@ from typing import Annotated
 
 import typer
 
-from fastness.cli import attachments, care, moving, schema, transfer, view
+from fastness.cli import (
+    attachments,
+    branch,
+    care,
+    history,
+    moving,
+    quarantine,
+    schema,
+    send,
+    transfer,
+    view,
+    worker,
+    workers,
+)
 from fastness.cli.screen import note, silence
 from fastness.cli.session import DatabaseOption, remember_database
 from fastness.errors import StoreError
@@ -23,7 +36,7 @@ _ParserError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__
 
 app = typer.Typer(
     name="fastness",
-    help="Durable sessions for AI agents: look at them, move them in and out, and take care of them.",
+    help="Durable sessions for AI agents: talk to them, run their turns, look at them, move them, take care of them.",
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -48,7 +61,21 @@ def fastness(
         print(context.get_help())
 
 
-for _module in (transfer, view, attachments, care, moving, schema):
+_MODULES = (
+    transfer,
+    view,
+    send,
+    worker,
+    workers,
+    quarantine,
+    history,
+    branch,
+    attachments,
+    care,
+    moving,
+    schema,
+)
+for _module in _MODULES:
     _module.register(app)
 
 

@@ -10,7 +10,7 @@ import typer
 from rich.progress import Progress as Bar
 
 from fastness.cli.screen import counted, one_line, out, out_json, progress_bar
-from fastness.cli.session import DatabaseOption, JsonOption, database_url, run
+from fastness.cli.session import DatabaseOption, JsonOption, database_url, refuse_memory, run
 from fastness.errors import InvalidInputError
 from fastness.factory import EngineSessionStoreFactory, open_database
 from fastness.transfer import Progress, TransferReport
@@ -19,7 +19,6 @@ from fastness.transfer import copy as copy_sessions
 from fastness.transfer import restore as bring_back
 
 _LEFT_OUT = 1
-_IN_MEMORY = "memory:"
 
 
 def register(app: typer.Typer) -> None:
@@ -41,7 +40,7 @@ def copy(
     where they are; fastness.transfer.copy_attachments takes them to another place.
     """
     for url in (source, destination):
-        _refuse_memory(url)
+        refuse_memory(url)
     if source == destination:
         raise InvalidInputError("the destination", "is the source itself; name another database")
     report = asyncio.run(_copy(source, destination))
@@ -59,7 +58,7 @@ def backup(
     The file is itself a database: --database sqlite:///FILE reads it. Bytes of attachments are not in it:
     back up the place where they are as well.
     """
-    _refuse_memory(database_url(context, database))
+    refuse_memory(database_url(context, database))
 
     async def work(factory: EngineSessionStoreFactory) -> TransferReport:
         """Back up with a bar."""
@@ -80,7 +79,7 @@ def restore(
     Every fencing token is moved far ahead: who held a session before the restore can no longer write to it. Running it
     again completes a restore that was interrupted.
     """
-    _refuse_memory(database_url(context, database))
+    refuse_memory(database_url(context, database))
 
     async def work(factory: EngineSessionStoreFactory) -> TransferReport:
         """Restore with a bar."""
@@ -94,11 +93,6 @@ async def _copy(source: str, destination: str) -> TransferReport:
     async with open_database(source, existing_only=True) as old, open_database(destination) as new:
         with progress_bar("sessions") as bar:
             return await copy_sessions(old, new, progress=_shown(bar))
-
-
-def _refuse_memory(url: str) -> None:
-    if url == _IN_MEMORY:
-        raise InvalidInputError(_IN_MEMORY, "is private to the process that uses it; name a database that others see")
 
 
 def _shown(bar: Bar) -> Progress:

@@ -65,6 +65,12 @@ def database_url(context: typer.Context, database: str | None) -> str:
     return next(name for name in named if name is not None)
 
 
+def refuse_memory(url: str) -> None:
+    """Raise ``InvalidInputError`` for a database that nobody else would ever see."""
+    if url == IN_MEMORY:
+        raise InvalidInputError(IN_MEMORY, "is private to the process that uses it; name a database that others see")
+
+
 class AttachmentsPlace(NamedTuple):
     """Where the bytes of a database's attachments are: as somebody said, by default, or (None) nobody knows."""
 

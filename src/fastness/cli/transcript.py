@@ -52,7 +52,7 @@ def tree(read: PersistedSessionRead) -> Iterator[str]:
         node, indent, is_fork, is_last = stack.pop()
         below = children.get(node.node_id, [])
         mark = ("└─ " if is_last else "├─ ") if is_fork else ""
-        yield f"{indent}{mark}{_summary(node)}{_end(read, node, bool(below))}"
+        yield f"{indent}{mark}{summary(node)}{_end(read, node, bool(below))}"
         inner = indent + (("   " if is_last else "│  ") if is_fork else "")
         forks = len(below) > 1
         stack.extend((child, inner, forks, at == len(below) - 1) for at, child in reversed(list(enumerate(below))))
@@ -71,7 +71,8 @@ def _end(read: PersistedSessionRead, node: SessionNodeRecord, has_children: bool
     return f"  [{active} {one_line(node.node_id)}]"
 
 
-def _summary(node: SessionNodeRecord) -> str:
+def summary(node: SessionNodeRecord) -> str:
+    """Say on one line what a node is: who says what, or the kind of an event."""
     if node.message is not None:
         text = " ".join(" ".join(_part(part)) for part in node.message.parts)
         return f"{node.message.role}: {one_line(' '.join(text.split()), _LINE)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -22,6 +23,7 @@ from fastness.persistence import (
     SessionExecutionLease,
     SessionFilter,
     SessionReadScope,
+    SessionSummary,
     snapshot_of,
 )
 
@@ -41,28 +43,37 @@ def sessions(
     parent: Annotated[str | None, typer.Option(metavar="ID", help="Only children of this session.")] = None,
     since: Annotated[str | None, typer.Option(metavar="TIME", help="Created then or later (ISO 8601).")] = None,
     until: Annotated[str | None, typer.Option(metavar="TIME", help="Created then or earlier (ISO 8601).")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="Only those with this label; may be given again.")] = None,
     database: DatabaseOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List sessions, oldest first."""
-    filters = SessionFilter(prefix, parent, _time("since", since), _time("until", until))
+    filters = SessionFilter(prefix, parent, _time("since", since), _time("until", until), tuple(label or ()))
     page = run(context, database, lambda factory: factory.list_sessions(limit=limit, cursor=cursor, filters=filters))
     if as_json:
         out_json(page)
         return
+    out(_listing(page.sessions) if page.sessions else "no sessions")
+    if page.next_cursor is not None:
+        out(f"more: --cursor {one_line(page.next_cursor)}")
+
+
+def _listing(sessions: Sequence[SessionSummary]) -> str:
+    heads = ["SESSION", "REVISION", "NODES", "CREATED", "UPDATED"]
     rows = [
-        (
+        [
             one.meta.session_id,
             f"{one.revision:,}",
             f"{one.node_count:,}",
             moment(one.created_ms),
             moment(one.updated_ms),
-        )
-        for one in page.sessions
+        ]
+        for one in sessions
     ]
-    out(columns(("SESSION", "REVISION", "NODES", "CREATED", "UPDATED"), rows) if rows else "no sessions")
-    if page.next_cursor is not None:
-        out(f"more: --cursor {one_line(page.next_cursor)}")
+    if any(one.meta.labels for one in sessions):
+        heads.append("LABELS")
+        rows = [[*row, ", ".join(one.meta.labels)] for row, one in zip(rows, sessions, strict=True)]
+    return columns(heads, rows)
 
 
 def show(

@@ -137,6 +137,8 @@ class Attempt:
         for batch in guess.writes:
             self._before(batch)
             self._put(batch)
+        if guess.then is not None:
+            return await self._go_on_from(program, guess.writes, guess.then)
         try:
             rows = await self._commit()
         except Refused as refused:
@@ -148,25 +150,49 @@ class Attempt:
         result = _finished(program, _aligned(guess.writes[-1], rows)) if guess.waits else guess.result
         return Outcome(result, any(batch.wakes for batch in guess.writes))
 
+    async def _go_on_from(self, program: Any, writes: Sequence[Write], then: Read) -> Outcome | None:
+        """Go on with a program that has written on a guess and asks on. None: the server refused the guess."""
+        self._wrote, self._wakes = True, any(batch.wakes for batch in writes)
+        self._enter(then, reads_only=False)
+        try:
+            rows = await self._answer(then)
+        except Refused as refused:
+            if refused.sqlstate not in _MISTAKEN:
+                raise
+            await self._wire.rollback()
+            return None
+        try:
+            batch = program.send(rows)
+        except StopIteration as stop:
+            return await self._end(stop.value)
+        return await self._go_on(program, batch, reads_only=False)
+
     async def _run(self, program: Any, batch: Read | Write, begin: Command) -> Outcome:
-        """Go on with a program from its first batch."""
+        """Run a program from its first batch."""
         self._wrote = self._wakes = False
         self._begin(begin)
+        return await self._go_on(program, batch, reads_only=begin is _READING)
+
+    async def _go_on(self, program: Any, batch: Read | Write, *, reads_only: bool) -> Outcome:
         try:
             while True:
-                self._enter(batch, reads_only=begin is _READING)
+                self._enter(batch, reads_only=reads_only)
                 if batch.last:
                     rows = await self._commit(say_so=self._wrote)
                     return Outcome(_finished(program, _aligned(batch, rows)), self._wakes)
                 batch = program.send(await self._answer(batch))
         except StopIteration as stop:
-            if self._wrote:
-                await self._commit()
-            else:
-                self._wire.put(_ROLLBACK)
-                self._wire.sync()
-                await self._wire.answers()
-            return Outcome(stop.value, self._wakes)
+            return await self._end(stop.value)
+
+    async def _end(self, result: Any) -> Outcome:
+        """End the transaction of a program that has come to its result."""
+        if self._wrote:
+            await self._commit()
+        else:
+            self._wire.put(_ROLLBACK)
+            self._wire.sync()
+            await self._wire.answers()
+        return Outcome(result, self._wakes)
 
     def _enter(self, batch: Read | Write, *, reads_only: bool) -> None:
         self._before(batch)
@@ -226,11 +252,15 @@ class Attempt:
 
 
 class _Guess(NamedTuple):
-    """What a program writes on the facts that it expects. It may still wait for the rows of its last batch."""
+    """What a program writes on the facts that it expects.
+
+    It may still wait for the rows of its last batch, or ask for more: ``then`` comes behind its writes.
+    """
 
     writes: Sequence[Write]
     waits: bool
     result: Any
+    then: Read | None = None
 
 
 def _is_worth_it(expect: Sequence[Expected]) -> bool:
@@ -248,6 +278,8 @@ def _decide(program: Any, expect: Sequence[Expected]) -> _Guess | None:
             if batch.last:
                 return _Guess(writes, True, None)
             batch = program.send([])
+        if writes and not batch.last:
+            return _Guess(writes, False, None, batch)
     except StopIteration as stop:
         return _Guess(writes, False, stop.value) if writes else None
     except StoreError:

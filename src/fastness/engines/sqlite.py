@@ -141,6 +141,10 @@ class SqliteEngine:
             self._signal()
         return result
 
+    def tell_groups(self, told: Callable[[int], None]) -> None:
+        """Have somebody told how many writes each COMMIT settled. Any thread may call them; they must not raise."""
+        self._writer.on_group = told
+
     async def verify(self) -> list[str]:
         """Let SQLite check the file, and compare its schema with a fresh one. An empty list means no fault."""
         try:

@@ -41,6 +41,8 @@ class Writer:
 
     def __init__(self, settings: Settings) -> None:
         self.is_open = False
+        self.on_group: Callable[[int], None] | None = None
+        """Told behind each COMMIT, in the writer's thread, how many writes it has settled. It must not raise."""
         self._settings = settings
         self._queue: queue.SimpleQueue[Job | Errand] = queue.SimpleQueue()
         self._link: Link | None = None
@@ -255,6 +257,9 @@ class Writer:
             else:
                 # Also those that were refused: what refused them may be gone with the group.
                 _fail(jobs, told)
+            return
+        if self.on_group is not None and (written := sum(job.wrote and job.error is None for job in jobs)):
+            self.on_group(written)
 
     def _undo(self) -> None:
         """Leave no transaction open. A connection that cannot even roll back is given up, and opened anew."""

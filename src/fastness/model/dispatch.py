@@ -44,9 +44,10 @@ class TurnBegun(Value, frozen=True, tag_field="type", tag="begun"):
     """The lane is the caller's, and with it what leads the session's line: input or work, or nothing.
 
     ``session_key`` tells this session from an earlier one of the same name; ``head_revision`` is None before the first
-    commit. ``waited_ms`` is how long the oldest of what was granted has been waiting since it could be claimed.
-    ``took_over_from`` names the holder that never gave the lane back, None where the last one did;
-    ``took_over_expired`` says that its lease had ended by then, so that nobody had to prove it dead.
+    commit. ``waited_ms`` is how long the oldest of what was granted has been waiting since it could be claimed;
+    ``more_waits``: something is left for the next turn. ``took_over_from`` names the holder that never gave the lane
+    back, None where the last one did; ``took_over_expired`` says that its lease had ended by then, so that nobody had
+    to prove it dead.
     """
 
     lease: SessionExecutionLease
@@ -56,6 +57,7 @@ class TurnBegun(Value, frozen=True, tag_field="type", tag="begun"):
     work_claim: QueuedWorkClaim | None = None
     waited_ms: int = 0
     quarantined_count: int = 0
+    more_waits: bool = False
     took_over_from: str | None = None
     took_over_expired: bool = False
 

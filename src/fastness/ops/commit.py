@@ -191,7 +191,7 @@ def _settlement(given: CommitInput, plan: Settlement) -> list[Statement | Many]:
     for input_claim in commit.completed_turn_input_claims:
         statements += turn_input.settle_claim(sid, input_claim)
     if commit.interrupted_turn_input_turn_id is not None:
-        statements += turn_input.defer_interrupted(sid, commit.interrupted_turn_input_turn_id)
+        statements += turn_input.defer_interrupted(sid, commit.interrupted_turn_input_turn_id, plan.lane.fencing_token)
     for work_claim in commit.completed_queue_claims:
         statements += queued_work.settle_claim(sid, work_claim)
     statements += [Statement(STAMP_ATTACHMENT, (sid, each)) for each in commit.committed_attachment_ids]

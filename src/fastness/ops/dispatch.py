@@ -112,8 +112,8 @@ INPUT_ATTEMPTS = _ATTEMPTS.format(row_id="input_id", table="turn_input")
 WORK_ATTEMPTS = _ATTEMPTS.format(row_id="batch_id", table="queued_work")
 _FREE_ROWS = """
     update {table} set claim_id = null, lane_token = 0, lease_token = null,
-        attempts = case when attempts > 0 then attempts - $3 else 0 end
-    where sid = $1 and claim_id in any_of($2)"""
+        attempts = case when attempts > 0 then attempts - $4 else 0 end
+    where sid = $1 and claim_id in any_of($2) and lane_token = $3"""
 FREE_INPUT = _FREE_ROWS.format(table="turn_input")
 FREE_WORK = _FREE_ROWS.format(table="queued_work")
 BACK_OFF = "update lane set backoff_ms = $2, ready_ms = case when ready_ms is null then null else $2 end where sid = $1"
@@ -220,10 +220,10 @@ def _refusal(lane: LaneFacts, wants: Wants, labels: Sequence[str]) -> Program[No
 
 
 def _line(target: Target, wants: Wants) -> list[Statement]:
-    """Give the statements that read as much of what waits as a turn may begin with: input, and work."""
+    """Give the statements that read what a turn may begin with, and one more: input, and work."""
     return [
-        of_session(target, WAITING_INPUT, wants.max_inputs),
-        of_session(target, WAITING_WORK, wants.max_batches),
+        of_session(target, WAITING_INPUT, wants.max_inputs + 1),
+        of_session(target, WAITING_WORK, wants.max_batches + 1),
     ]
 
 
@@ -271,6 +271,7 @@ def _grant(lane: LaneFacts, begun: TurnBegun, plan: Beginning, drawn: Drawn, lin
     if not rows:
         yield Write(take_lane(lane.sid, lease))
         return begun
+    begun = msgspec.structs.replace(begun, more_waits=len(line[0]) + len(line[1]) > len(rows))
     table = turn_input.NEXT if plan.inputs else queued_work.WORK
     statement, token = claims.grant_statement(
         table, lane.sid, lease.fencing_token, lease.lease_token, drawn.claim_id, rows
@@ -322,8 +323,8 @@ def fail(target: Target, completion: SessionExecutionLeaseCompletion, failed: Fa
     yield Write(
         *quarantine.set_aside("input", lane.sid, spoiled_inputs, failed.error),
         *quarantine.set_aside("work", lane.sid, spoiled_work, failed.error),
-        Statement(FREE_INPUT, (lane.sid, inputs, refund)),
-        Statement(FREE_WORK, (lane.sid, work, refund)),
+        Statement(FREE_INPUT, (lane.sid, inputs, token, refund)),
+        Statement(FREE_WORK, (lane.sid, work, token, refund)),
         free_lane(lane.sid, completion),
         *([Statement(BACK_OFF, (lane.sid, min(lane.now_ms + failed.delay_ms, MAX_INT)))] if retried_count else ()),
         wakes=True,

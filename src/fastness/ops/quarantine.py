@@ -26,6 +26,7 @@ class _Kind(NamedTuple):
 
     table: ClaimTable
     note: str
+    know_grant: str
     find: str
     drop_evidence: str
 
@@ -36,8 +37,13 @@ def _kind(kind: QuarantineKind, table: str, row_id: str, statements: ClaimTable)
     return _Kind(
         statements,
         note=f"""
-    insert into quarantine (sid, kind, row_id, attempts, quarantined_ms, error)
-    select sid, '{kind}', {row_id}, attempts, now_ms(), $3 from {table} where sid = $1 and {row_id} in any_of($2)""",
+    insert into quarantine (sid, kind, row_id, attempts, claim_token, quarantined_ms, error)
+    select sid, '{kind}', {row_id}, attempts, claim_token, now_ms(), $3
+    from {table} where sid = $1 and {row_id} in any_of($2)""",
+        know_grant=f"""
+    update {table} set claim_token = (
+        select q.claim_token from quarantine q where q.sid = $1 and q.kind = '{kind}' and q.row_id = $2)
+    where sid = $1 and {row_id} = $2""",
         find=f"select body from {evidence} where {one}",
         drop_evidence=f"delete from {evidence} where {one}",
     )
@@ -98,6 +104,7 @@ def retry(target: Target, kind: QuarantineKind, row_id: str) -> Program[bool]:
     yield Write(
         draw_admission(lane, 0),
         add,
+        Statement(one.know_grant, (lane.sid, row_id)),
         Statement(one.drop_evidence, (lane.sid, row_id)),
         Statement(one.table.forget_why, (lane.sid, id_list((row_id,)))),
         wakes=True,

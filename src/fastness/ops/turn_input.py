@@ -106,7 +106,8 @@ DEFER_SETTLED = """
         select c.turn_id from commit_log c where c.sid = $1 and c.turn_hash is not null and c.committed_ms <= $2)"""
 DEFER_INTERRUPTED = """
     update turn_input set state = 'deferred_next_turn', turn_id = null, min_boundary = null, claim_id = null,
-        lane_token = 0, lease_token = null
+        lane_token = 0, lease_token = null,
+        attempts = attempts - case when claim_id is not null and lane_token = $3 and attempts > 0 then 1 else 0 end
     where sid = $1 and turn_id = $2"""
 
 
@@ -318,13 +319,13 @@ def settle_claim(sid: int, completion: TurnInputCompletion) -> tuple[Statement, 
     return claims.settle_claim(ACTIVE, sid, completion.claim_id)
 
 
-def defer_interrupted(sid: int, turn_id: str) -> tuple[Statement, ...]:
+def defer_interrupted(sid: int, turn_id: str, lane_token: int) -> tuple[Statement, ...]:
     """Give the statements that leave the rest of a turn's input to the next turn (law I5).
 
     They come after the commit's completions. The rows forget the turn, so that it happens once, and their claims, so
     that the next turn finds them at once.
     """
-    return (Statement(DEFER_INTERRUPTED, (sid, turn_id)),)
+    return (Statement(DEFER_INTERRUPTED, (sid, turn_id, lane_token)),)
 
 
 def defer_settled(sid: int, receipts_until_ms: int) -> Statement:

@@ -18,6 +18,7 @@ import msgspec
 from fastness.attachments.opening import open_attachments
 from fastness.decide import limits, limits_directory
 from fastness.decide.directory import tidied
+from fastness.engines.sqlite import SqliteEngine
 from fastness.errors import InvalidInputError, SessionNotFoundError
 from fastness.factory import EngineSessionStoreFactory, open_database
 from fastness.liveness import mint_owner
@@ -61,7 +62,7 @@ from fastness.runtime import branches
 from fastness.runtime.messages import Said, input_of
 from fastness.runtime.running import Runner
 from fastness.runtime.turn import Turn
-from fastness.runtime.waiting import enter
+from fastness.runtime.waiting import all_given_back, enter
 from fastness.store import SessionStore
 from fastness.telemetry import Telemetry, default_telemetry
 
@@ -105,6 +106,8 @@ class Database:
         place = open_attachments(attachments) if isinstance(attachments, str | Path) else attachments
         self.runner = Runner(factory, timings=timings or LeaseTimings(), attachments=place, telemetry=self.telemetry)
         self._owner_id = owner_id
+        if isinstance(factory.engine, SqliteEngine):
+            factory.engine.tell_groups(self.telemetry.grouped)
 
     async def __aenter__(self) -> Self:
         return self
@@ -116,6 +119,7 @@ class Database:
 
     async def close(self) -> None:
         """Finish what was started and let go of the database."""
+        await all_given_back()
         await self.factory.close()
 
     # --- saying something to a session ---
@@ -253,7 +257,9 @@ class Database:
             return outcome
 
         owner = mint_owner(self._owner_id)
-        entry = await enter(session_id, owner, claim, wait_s=wait_s, wait=self._waiter())
+        entry = await enter(
+            session_id, owner, claim, give_back=self.runner.give_back, wait_s=wait_s, wait=self._waiter()
+        )
         running = self.runner.turn(entry.outcome, entry.asked_at, max_inputs=max_inputs, at_node_id=at)
         async with running as turn:
             yield turn

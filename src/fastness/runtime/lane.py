@@ -136,6 +136,8 @@ class LaneKeeper:
             successor = outcome.holder.owner.owner_id
             raise LeaseExpiredError(self.session_id, self.fencing_token, "superseded", successor)
         self._hold(outcome.lease, asked_at)
+        # A renewal may have found the lease expired meanwhile; here is another one, which has to be given back.
+        self.lost = None
         return outcome.lease
 
     def request_interrupt(self, request: InterruptRequest) -> None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 from fastness.attachments.session import SessionAttachmentStore
 from fastness.factory import EngineSessionStoreFactory
-from fastness.model import AttachmentStore, LeaseTimings, TurnBegun
+from fastness.model import AttachmentStore, LeaseTimings, TurnBeginning, TurnBegun
 from fastness.runtime.ground import Ground, Warm, WarmSession, ground_of
 from fastness.runtime.lane import LaneKeeper, turn_id_of
+from fastness.runtime.sending import Succession
 from fastness.runtime.turn import Turn
 from fastness.state import load_persisted_session_state_active_path
 from fastness.store import SessionStore
@@ -52,12 +54,13 @@ class Runner:
         at_node_id: str | None = None,
         worker: str | None = None,
         on_failure: OnFailure | None = None,
+        succession: Succession | None = None,
     ) -> AsyncIterator[Turn]:
         """Run a turn that has begun: the block's end commits it, an exception leaves nothing of it.
 
         ``asked_at`` is when the lane was asked for, on the clock of the event loop. With ``at_node_id`` the turn stands
         on that node instead of the session's leaf. A turn that somebody interrupts is committed as such, and
-        ``TurnInterruptedError`` raised.
+        ``TurnInterruptedError`` raised. With ``succession`` the session's next turn begins with the commit of this one.
         """
         lease = begun.lease
         self._tell(begun)
@@ -71,22 +74,23 @@ class Runner:
             with span:
                 self.lanes[lease.session_id] = lane
                 try:
-                    if kept is not None and at_node_id is None:
-                        ground = kept.ground
-                    else:
-                        ground = await _load(store, begun, at_node_id)
-                    attached = self.session_attachments(store)
                     turn = Turn(
                         store,
                         lane,
                         begun,
-                        ground,
                         max_inputs=max_inputs,
-                        attachments=attached,
+                        attachments=self.session_attachments(store),
                         telemetry=self.telemetry,
                         span=span,
+                        submit=None if succession is None else partial(succession.submit, store),
                     )
-                    async with _settling(turn, lane, span, on_failure):
+                    known = None if kept is None or at_node_id is not None else kept.ground
+
+                    async def load() -> Ground:
+                        """Give what the turn stands on."""
+                        return known or await _load(store, begun, at_node_id)
+
+                    async with _settling(turn, lane, span, load, on_failure):
                         yield turn
                 finally:
                     if self.lanes.get(lease.session_id) is lane:
@@ -98,6 +102,17 @@ class Runner:
     def session_attachments(self, store: SessionStore) -> SessionAttachmentStore | None:
         """Give the attachments of a session, None where there is no place for any."""
         return None if self.attachments is None else SessionAttachmentStore(store, self.attachments, store.session_id)
+
+    async def give_back(self, begun: TurnBeginning) -> None:
+        """Give back a turn that nobody runs, with all that it was granted; it was no attempt."""
+        if isinstance(begun, TurnBegun):
+            await self.factory.dispatch.fail_turn(
+                begun.lease.completion(),
+                input_claims=() if begun.input_claim is None else (begun.input_claim,),
+                work_claims=() if begun.work_claim is None else (begun.work_claim,),
+                error="it was given back before it ran",
+                counts=False,
+            )
 
     def _store(self, session_id: str, session_key: int) -> SessionStore:
         return SessionStore(self.factory.engine, session_id, session_key, self.factory.options)
@@ -126,9 +141,18 @@ async def _load(store: SessionStore, begun: TurnBegun, at_node_id: str | None) -
 
 
 @asynccontextmanager
-async def _settling(turn: Turn, lane: LaneKeeper, span: TurnSpan, on_failure: OnFailure | None) -> AsyncIterator[None]:
-    """Commit the turn behind the block, or see to it that it ends as it should."""
+async def _settling(
+    turn: Turn,
+    lane: LaneKeeper,
+    span: TurnSpan,
+    load: Callable[[], Awaitable[Ground]],
+    on_failure: OnFailure | None,
+) -> AsyncIterator[None]:
+    """Begin the turn, and commit it behind the block, or see to it that it ends as it should."""
+    stands = False
     try:
+        turn.begin(await load())
+        stands = True
         yield
         await turn.settle()
     except asyncio.CancelledError as error:
@@ -138,16 +162,20 @@ async def _settling(turn: Turn, lane: LaneKeeper, span: TurnSpan, on_failure: On
             span.failed(lane.lost)
         elif interruption is not None and not others:
             span.interrupted()
+            if not stands:
+                turn.begin(await load())
             await turn.settle_interrupted()
             raise interruption from error
         else:
-            await _failed(turn, error, on_failure)
+            await _failed(turn, lane, error, on_failure)
         raise
     except Exception as error:  # whatever the turn's own code raises
-        await _failed(turn, error, on_failure)
+        await _failed(turn, lane, error, on_failure)
         raise
 
 
-async def _failed(turn: Turn, error: BaseException, on_failure: OnFailure | None) -> None:
+async def _failed(turn: Turn, lane: LaneKeeper, error: BaseException, on_failure: OnFailure | None) -> None:
+    # The block has ended: a lane that is lost now, or an interruption, would only cut off what is done about it.
+    lane.settle()
     if on_failure is not None:
         await on_failure(turn, error)

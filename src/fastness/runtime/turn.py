@@ -8,8 +8,7 @@ the public capabilities of a store and knows no database.
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -20,10 +19,8 @@ from fastness.decide import limits
 from fastness.decide.commit_input import check_usage
 from fastness.dispatch import EngineSessionDispatch
 from fastness.errors import (
-    CommitOutcomeUnknownError,
-    ContendedError,
     InvalidInputError,
-    LeaseExpiredError,
+    NodeIdCollisionError,
 )
 from fastness.model import (
     RUNNING_TURN,
@@ -62,6 +59,7 @@ from fastness.model.graph import messages_of
 from fastness.runtime.ground import Ground, carried
 from fastness.runtime.lane import LaneKeeper, turn_id_of
 from fastness.runtime.messages import Item, Said, attachment_ids_of, input_of, message_of, message_of_input, new_id
+from fastness.runtime.sending import Submit, send
 from fastness.telemetry import Telemetry, TurnSpan, default_telemetry
 
 _USAGE_SOURCE = "turn"
@@ -83,38 +81,50 @@ class Turn:
         store: RuntimePersistence,
         lane: LaneKeeper,
         begun: TurnBegun,
-        ground: Ground,
         *,
         max_inputs: int = 100,
         attachments: SessionAttachmentStore | None = None,
         telemetry: Telemetry | None = None,
         span: TurnSpan | None = None,
+        submit: Submit | None = None,
     ) -> None:
         self.session_id = lane.session_id
         self.turn_id = turn_id_of(lane.fencing_token)
         self.result: RuntimeCommitResult | None = None
         self._store = store
         self._lane = lane
-        self._ground = ground
+        self._ground = Ground()
         self._max_inputs = max_inputs
         self._attachments = attachments
         self._telemetry = telemetry or default_telemetry()
         self._span = span
+        self._submit = submit or store.commit_runtime_state
         self._began_at_ms = begun.lease.claimed_at_epoch_ms
         self._began_at = asyncio.get_running_loop().time()
-        self._leaf = ground.leaf_node_id
+        self._leaf: str | None = None
         self._nodes: list[SessionNodeRecord] = []
         self._usage: list[TokenLedgerEntry] = []
         self._inputs: list[TurnInputClaim] = []
         self._work: list[QueuedWorkClaim] = []
         self._outbox: list[PendingTurnInputDraft | QueuedWorkBatchDraft] = []
-        self._state = ground.state
+        self._state: bytes | None = None
         self._state_changed = False
         self._moved = False
         self._config: PersistedSessionConfig | None = None
-        self._fresh = self._take(begun.input_claim)
+        self._fresh: tuple[Message, ...] = ()
+        if begun.input_claim is not None:
+            self._inputs.append(begun.input_claim)
         if begun.work_claim is not None:
-            self._taken_work(begun.work_claim)
+            self._work.append(begun.work_claim)
+        if span is not None:
+            span.claimed(len(self.inputs) + len(self.work))
+
+    def begin(self, ground: Ground) -> None:
+        """Stand on the settled state of the session, with what was taken said behind it. Once, before the handler."""
+        self._ground = ground
+        self._leaf = ground.leaf_node_id
+        self._state = ground.state
+        self._fresh = self._say(self.inputs)
 
     # --- reading ---
 
@@ -193,9 +203,12 @@ class Turn:
         """Add to the conversation, and give the id of the new node.
 
         ``item`` is the assistant's text, a message, a provider's dictionary in the form of chat completions, or an
-        event. ``usage`` is charged to ``model``, by default the one that the session is configured for.
+        event. A message's node has the message's id, which must be new to the session (``NodeIdCollisionError``).
+        ``usage`` is charged to ``model``, by default the one that the session is configured for.
         """
-        node_id = new_id()
+        node_id = limits.check_id("item.id", item.id) if isinstance(item, Message) else new_id()
+        if isinstance(item, Message) and any(known.id == node_id for known in self.messages):
+            raise NodeIdCollisionError(self.session_id, node_id)
         said = item if isinstance(item, ProtocolEvent) else message_of(item, node_id)
         # Nothing is half appended, and nothing is refused only when the turn is over.
         if usage is not None:
@@ -327,13 +340,10 @@ class Turn:
         )
         if claim is None:
             return ()
-        self._taken_work(claim)
-        return claim.batches
-
-    def _taken_work(self, claim: QueuedWorkClaim) -> None:
         self._work.append(claim)
         if self._span is not None:
             self._span.claimed(len(claim.batches))
+        return claim.batches
 
     def _take(self, claim: TurnInputClaim | None) -> tuple[Message, ...]:
         if claim is None:
@@ -341,7 +351,10 @@ class Turn:
         self._inputs.append(claim)
         if self._span is not None:
             self._span.claimed(len(claim.inputs))
-        messages = tuple(map(message_of_input, claim.inputs))
+        return self._say(claim.inputs)
+
+    def _say(self, inputs: Sequence[PendingTurnInput]) -> tuple[Message, ...]:
+        messages = tuple(map(message_of_input, inputs))
         for message in messages:
             self._add(message.id, message, message.id)
         return messages
@@ -360,16 +373,19 @@ class Turn:
 
     # --- the end ---
 
-    async def settle(self) -> RuntimeCommitResult:
-        """Commit all of it at once, and give the lane back with it.
+    async def settle(self) -> RuntimeCommitResult | None:
+        """Commit all of it at once, and give the lane back with it. A turn that did nothing commits nothing: None.
 
         Raises ``LeaseExpiredError`` where the lane was lost (nothing is written then), and what else a commit raises. A
         lost answer is not one of them: the same commit is sent again, and lands once.
         """
         self._lane.settle()
         self._lane.take_back_cancellation()
+        if not self._did_something():
+            self._lane.require()
+            return None
         commit = self._commit().with_turn_commit(self.turn_id)
-        self.result = await self._send(commit)
+        self.result = await send(self._submit, self._lane, commit, self._telemetry)
         self._lane.settled()
         if self._attachments is not None:
             self._attachments.settled(commit)
@@ -377,7 +393,12 @@ class Turn:
             self._span.settled(self.result, self._usage)
         return self.result
 
-    async def settle_interrupted(self) -> RuntimeCommitResult:
+    def _did_something(self) -> bool:
+        made = self._nodes or self._usage or self._outbox or self._inputs or self._work
+        changed = self._moved or self._state_changed or self._config is not None or self.interrupted
+        return bool(made or changed or (self._attachments is not None and self._attachments.pending))
+
+    async def settle_interrupted(self) -> RuntimeCommitResult | None:
         """Commit that the turn was interrupted: what it took and what it spent, and nothing of what it made.
 
         The transcript gets what was said and an event that says so; what was said to the running turn and not taken yet
@@ -385,13 +406,13 @@ class Turn:
         """
         request = self._lane.interrupt
         self._leaf, self._nodes = self._ground.leaf_node_id, []
-        for row in self.inputs:
-            self._add(row.input_id, message_of_input(row), row.input_id)
+        self._say(self.inputs)
         reason = None if request is None else request.reason
         told = encode({"type": "turn_interrupted", "turn_id": self.turn_id, "reason": reason})
         self._add_event(new_id(), ProtocolEvent(_PLUGIN, msgspec.Raw(told)))
         self._outbox, self._state, self._state_changed = [], self._ground.state, False
-        self._config = None
+        # What it attached is referred to by nothing; what users did, their input names.
+        self._config = self._attachments = None
         return await self.settle()
 
     def _commit(self) -> RuntimeCommit:
@@ -421,31 +442,6 @@ class Turn:
         if attached:
             commit = commit.with_committed_attachments(tuple(attached))
         return commit if self._attachments is None else self._attachments.stamp(commit)
-
-    async def _send(self, commit: RuntimeCommit) -> RuntimeCommitResult:
-        unanswered = False
-        pause_s = _FIRST_PAUSE_S
-        for attempt in range(1, _ATTEMPTS + 1):
-            lease = self._lane.lease
-            sent = commit.with_session_execution_lease(lease.fence())
-            sent = sent.releasing_session_execution_lease(lease.completion())
-            try:
-                with self._telemetry.commit(self.session_id, self.turn_id, lease.fencing_token) as told:
-                    result = await self._store.commit_runtime_state(sent)
-                    told.landed(result)
-                return result
-            except (CommitOutcomeUnknownError, ContendedError) as error:
-                unanswered |= isinstance(error, CommitOutcomeUnknownError)
-                if attempt == _ATTEMPTS:
-                    raise
-            except LeaseExpiredError:
-                # Had it landed, the receipt would have answered. The lane may only have run out meanwhile.
-                if not unanswered or attempt == _ATTEMPTS:
-                    raise
-                await self._lane.reenter()
-            await asyncio.sleep(pause_s * (0.5 + random.random()))  # noqa: S311 - jitter
-            pause_s *= 2
-        raise AssertionError("the last attempt returns or raises")
 
     async def give_up(
         self,

@@ -6,14 +6,16 @@ It knows no database: how the lane is claimed and how one waits is all that it i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Generic, Protocol, TypeVar
 
-from fastness.errors import ContendedError
+from fastness.errors import ContendedError, StoreError
 from fastness.liveness import mint_owner
 from fastness.model import (
+    Acquired,
     Busy,
     LeaseOwnerIdentity,
     LeaseTimings,
@@ -45,6 +47,40 @@ Wait = Callable[[float], Awaitable[object]]
 """Waits so many seconds, or less where something happened that may concern whoever waits."""
 
 
+T = TypeVar("T")
+_returning: set[asyncio.Task[None]] = set()
+
+
+async def granted(asking: Awaitable[T], give_back: Callable[[T], Awaitable[object]]) -> T:
+    """Wait for the answer to a claim. Whoever is cancelled meanwhile is so at once, and keeps nothing.
+
+    What the answer brings is given back in the background: a lane that nobody knows to have would be held in vain for
+    as long as a lease lives.
+    """
+    answer = asyncio.ensure_future(asking)
+    try:
+        return await asyncio.shield(answer)
+    except asyncio.CancelledError:
+        returning = asyncio.create_task(_return(answer, give_back))
+        _returning.add(returning)
+        returning.add_done_callback(_returning.discard)
+        raise
+
+
+async def _return(answer: Awaitable[T], give_back: Callable[[T], Awaitable[object]]) -> None:
+    # It expires by itself where it cannot be given back.
+    with contextlib.suppress(StoreError):
+        await give_back(await answer)
+
+
+async def all_given_back() -> None:
+    """Wait until everything is back that was granted to somebody who did not wait for it."""
+    here = asyncio.get_running_loop()
+    pending = [task for task in _returning if task.get_loop() is here]
+    if pending:
+        await asyncio.wait(pending)
+
+
 class Entry(Generic[G]):
     """A lane that was claimed: what came of it, and when it was asked for, on the clock of the event loop."""
 
@@ -54,17 +90,30 @@ class Entry(Generic[G]):
 
 
 async def enter(
-    session_id: str, owner: LeaseOwnerIdentity, claim: Claim[G], *, wait_s: float | None, wait: Wait = asyncio.sleep
+    session_id: str,
+    owner: LeaseOwnerIdentity,
+    claim: Claim[G],
+    *,
+    give_back: Callable[[G], Awaitable[object]],
+    wait_s: float | None,
+    wait: Wait = asyncio.sleep,
 ) -> Entry[G]:
     """Claim a lane, waiting ``wait_s`` seconds at most (None: as long as it takes) for whoever holds it.
 
-    Raises ``ContendedError`` where the wait was in vain.
+    ``give_back`` is what is done with a grant for which nobody waits any more. Raises ``ContendedError`` where the wait
+    was in vain.
     """
+
+    async def undo(entry: Entry[G] | Busy) -> None:
+        """Give back what was granted, if anything was."""
+        if isinstance(entry, Entry):
+            await give_back(entry.outcome)
+
     loop = asyncio.get_running_loop()
     started, pause = loop.time(), _FIRST_PAUSE_S
     while True:
         asked_at = loop.time()
-        entry = await _once(session_id, owner, claim, asked_at)
+        entry = await granted(_once(owner, claim, asked_at), undo)
         if isinstance(entry, Entry):
             return entry
         waited_s = loop.time() - started
@@ -76,7 +125,7 @@ async def enter(
         pause = min(2 * pause, _LONGEST_PAUSE_S)
 
 
-async def _once(session_id: str, owner: LeaseOwnerIdentity, claim: Claim[G], asked_at: float) -> Entry[G] | Busy:
+async def _once(owner: LeaseOwnerIdentity, claim: Claim[G], asked_at: float) -> Entry[G] | Busy:
     """Ask once; where the holder lives on this host, also whether it still does."""
     outcome = await claim(owner, None)
     if isinstance(outcome, Busy) and isinstance(outcome.holder.owner.liveness, LocalProcess):
@@ -108,6 +157,11 @@ async def hold_lane(
             return await store.try_claim_session_execution_lease(session_id, owner, ttl_ms)
         return await store.reclaim_session_execution_lease(session_id, owner, observed, ttl_ms)
 
-    entry = await enter(session_id, mint_owner(owner_id), claim, wait_s=wait_s, wait=wait)
+    async def give_back(outcome: Acquired) -> None:
+        """Release it."""
+        await store.release_session_execution_lease(outcome.lease.completion())
+
+    owner = mint_owner(owner_id)
+    entry = await enter(session_id, owner, claim, give_back=give_back, wait_s=wait_s, wait=wait)
     async with LaneKeeper(store, entry.outcome.lease, asked_at=entry.asked_at, timings=timings) as lane:
         yield lane

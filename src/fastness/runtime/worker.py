@@ -36,7 +36,9 @@ from fastness.model import (
 from fastness.runtime import commands
 from fastness.runtime.database import Database
 from fastness.runtime.retry import RetryPolicy
+from fastness.runtime.sending import Succession
 from fastness.runtime.turn import Turn
+from fastness.runtime.waiting import granted
 from fastness.telemetry import error_type, turn_context, turn_logger
 
 logger = turn_logger("fastness.worker")
@@ -51,6 +53,7 @@ _LOOK_AGAIN_S = 1.0
 _QUIET_S = 0.002
 _SATURATED_S = 0.5
 _LONGEST_PAUSE_S = 5.0
+_MOST_IN_A_ROW = 8
 _FORGET_AFTER_MS = 86_400_000
 
 
@@ -105,6 +108,7 @@ class Worker:
         self._started_ms = time.time_ns() // 1_000_000
         self._running: dict[str, asyncio.Task[None]] = {}
         self._saturated: dict[str, float] = {}
+        self._crowded = False
         self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
         self._background: asyncio.Task[None] | None = None
@@ -152,14 +156,16 @@ class Worker:
     @contextlib.contextmanager
     def _signals(self) -> Any:
         loop = asyncio.get_running_loop()
-        both = (signal.SIGTERM, signal.SIGINT)
-        for each in both:
+        before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+        for each in before:
             loop.add_signal_handler(each, self.stop)
         try:
             yield
         finally:
-            for each in both:
+            for each, handler in before.items():
                 loop.remove_signal_handler(each)
+                if handler is not None:
+                    signal.signal(each, handler)
 
     async def _drain(self) -> None:
         """Let what runs come to its end, and give back what does not in time."""
@@ -222,8 +228,10 @@ class Worker:
 
     def _begin_all(self, agenda: Agenda) -> int:
         began = 0
+        self._crowded = False
         for session in agenda.sessions:
             if len(self._running) >= self._concurrency:
+                self._crowded = True
                 break
             began += self._start(session.session_id)
         return began
@@ -251,11 +259,9 @@ class Worker:
             asked_at = asyncio.get_running_loop().time()
             begun = await self._begin(session_id, dead_holder)
             if isinstance(begun, TurnBegun):
-                await self._turn(begun, asked_at)
+                await self._turns(begun, asked_at)
             elif isinstance(begun, LabelLimited):
                 self._saturated[begun.label] = asked_at + _SATURATED_S
-        except TurnInterruptedError as error:
-            logger.info("%s", error)
         except (LeaseExpiredError, SessionDeletedError) as error:
             self.failed_count += 1
             logger.warning("%s", error)
@@ -267,7 +273,7 @@ class Worker:
         dispatch, ttl_ms = self._db.factory.dispatch, self._db.runner.timings.ttl_ms
         owner, observed = mint_owner(self.worker_id), None
         while True:
-            begun = await dispatch.begin_turn(
+            beginning = dispatch.begin_turn(
                 session_id,
                 owner,
                 ttl_ms,
@@ -277,20 +283,70 @@ class Worker:
                 label_limits=self._label_limits,
                 observed_holder=observed,
             )
+            begun = await granted(beginning, self._db.runner.give_back)
             if not (dead_holder and isinstance(begun, Busy) and observed is None):
                 return begun
             observed = begun.holder.fence()
 
-    async def _turn(self, begun: TurnBegun, asked_at: float) -> None:
-        async with self._db.runner.turn(
-            begun, asked_at, max_inputs=self._max_inputs, worker=self.worker_id, on_failure=self._give_up
-        ) as turn:
-            if not await commands.apply(turn):
-                async with asyncio.timeout(self._turn_timeout_s):
-                    answer = await self._handler(turn)
-                if answer is not None:
-                    turn.append(answer)
-        self.settled_count += 1
+    async def _turns(self, begun: TurnBegun, asked_at: float) -> None:
+        """Run a turn, and as long as more waits the next ones with it: a few, then it is another session's turn."""
+        for left in range(_MOST_IN_A_ROW, 0, -1):
+            goes_on = begun.more_waits and left > 1 and not self._crowded and not self._stopping.is_set()
+            succession = self._succession() if goes_on else None
+            ended = False
+            try:
+                await self._turn(begun, asked_at, succession)
+                ended = not self._stopping.is_set()
+            finally:
+                # Whatever has ended this one: the next one has begun with it, and nobody else can run it.
+                if succession is not None and succession.begun is not None and not ended:
+                    await self._db.runner.give_back(succession.begun)
+            if succession is None or succession.begun is None or not ended:
+                return
+            begun, asked_at = succession.begun, succession.asked_at
+
+    def _succession(self) -> Succession:
+        return Succession(
+            self._db.factory.dispatch,
+            self.worker_id,
+            self._db.runner.timings.ttl_ms,
+            max_inputs=self._max_inputs,
+            max_batches=self._max_batches,
+            max_attempts=self._retry.max_attempts,
+        )
+
+    async def _turn(self, begun: TurnBegun, asked_at: float, succession: Succession | None) -> None:
+        running = self._db.runner.turn(
+            begun,
+            asked_at,
+            max_inputs=self._max_inputs,
+            worker=self.worker_id,
+            on_failure=self._give_up,
+            succession=succession,
+        )
+        try:
+            async with running as turn:
+                if not await commands.apply(turn):
+                    answer = await self._answer(turn)
+                    if answer is not None:
+                        turn.append(answer)
+        except TurnInterruptedError as error:
+            logger.info("%s", error)
+        else:
+            self.settled_count += 1
+
+    async def _answer(self, turn: Turn) -> Answer:
+        """Have the handler answer. What it raises that is no error becomes one: it concerns this session alone."""
+        try:
+            async with asyncio.timeout(self._turn_timeout_s):
+                return await self._handler(turn)
+        except (Exception, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise
+            raise RuntimeError(f"the handler raised {error_type(error)}") from error
 
     async def _give_up(self, turn: Turn, error: BaseException) -> None:
         """Give back what a turn took: to be tried again later, or set aside, or, where it was stopped, at once."""

@@ -294,12 +294,13 @@ _AGENDA = (
     "alter table queued_work add column attempts {integer} not null default 0",
     "create index turn_input_by_time on turn_input (sid, available_ms)",
     "create index queued_work_by_time on queued_work (sid, available_ms)",
-    # Why a row was set aside. The row itself is in the evidence, in the state 'quarantined'.
+    # Why a row was set aside, and its greatest grant so far. The row itself is in the evidence, in the state 'quarantined'.
     """create table quarantine (
     sid {integer} not null,
     kind {text} not null,
     row_id {text} not null,
     attempts {integer} not null,
+    claim_token {integer} not null,
     quarantined_ms {integer} not null,
     error {text} not null,
     primary key (sid, kind, row_id)

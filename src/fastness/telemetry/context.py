@@ -13,7 +13,6 @@ from collections.abc import Iterator, MutableMapping
 from contextvars import ContextVar, Token
 from typing import Any, NamedTuple
 
-
 # What an application has not asked for is not printed.
 logging.getLogger("fastness").addHandler(logging.NullHandler())
 

@@ -78,28 +78,37 @@ class Fleet:
         post.keeper = asyncio.create_task(self._keep(post), name=f"post {name}")
 
     async def _keep(self, post: _Post) -> None:
-        while True:
-            post.was_killed = False
-            post.process = await asyncio.create_subprocess_exec(
-                *post.command, stdin=asyncio.subprocess.PIPE, env=post.env
-            )
-            self.started += 1
-            try:
-                status = await post.process.wait()
-            finally:
-                if post.process.returncode is None:
-                    post.process.kill()
-                    await post.process.wait()
-            if post.was_killed and status == -signal.SIGKILL:
-                continue
-            # One that is dismissed before it can hear of it dies of the signal.
-            if status and not (post.was_dismissed and status == -signal.SIGTERM):
-                self.failures.append(f"{post.name} (process {post.process.pid}) ended by itself with status {status}")
-            return
+        while not post.was_dismissed and await self._was_killed(post):
+            pass
+
+    async def _was_killed(self, post: _Post) -> bool:
+        """Have one process stand there until it ends, and tell whether it is to be replaced."""
+        process = await asyncio.create_subprocess_exec(*post.command, stdin=asyncio.subprocess.PIPE, env=post.env)
+        post.process, post.was_killed = process, False
+        self.started += 1
+        if post.was_dismissed:
+            post.signal(signal.SIGTERM)
+        try:
+            status = await process.wait()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        if post.was_killed and status == -signal.SIGKILL:
+            return True
+        # One that is dismissed before it can hear of it dies of the signal.
+        if status and not (post.was_dismissed and status == -signal.SIGTERM):
+            self.failures.append(f"{post.name} (process {process.pid}) ended by itself with status {status}")
+        return False
 
     def alive(self, prefix: str = "") -> list[str]:
         """Name the posts where somebody is at work, those that begin with ``prefix``."""
         return [name for name, post in self._posts.items() if name.startswith(prefix) and post.is_alive]
+
+    def unfinished(self, prefix: str = "") -> list[str]:
+        """Name the posts whose work is not done, those that begin with ``prefix``, whoever stands there just now."""
+        posts = [post for name, post in self._posts.items() if name.startswith(prefix)]
+        return [post.name for post in posts if post.keeper is not None and not post.keeper.done()]
 
     def pid(self, name: str) -> int | None:
         """Give the process that is alive at a post, None where there is none."""

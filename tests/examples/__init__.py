@@ -1,0 +1,1 @@
+"""Tests of the examples, each run as somebody new to the library would run it."""

@@ -1,0 +1,1 @@
+"""Tests of the face for code that does not await."""
