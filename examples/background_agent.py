@@ -55,7 +55,7 @@ async def look(turn: Turn, number: int) -> str | None:
     percent = await percent_done(turn.session_id, number, turn.attempts)
     if percent == 100:
         return "It is live."
-    turn.enqueue("look", Look(number + 1), delay_s=PAUSE_S)
+    turn.enqueue("look", Look(number + 1), delay=PAUSE_S)
     return None
 
 

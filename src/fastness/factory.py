@@ -8,7 +8,7 @@ memory:                     private to this process, gone with it
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -34,6 +34,7 @@ from fastness.model import (
     LocalProcess,
     MaintenancePreview,
     SessionFilter,
+    SessionMeta,
     SessionPage,
     SessionStoreCreateRequest,
 )
@@ -82,6 +83,14 @@ class EngineSessionStoreFactory:
         limits_directory.check_create_request(request)
         sid = await self.engine.read(lambda: directory.sid_of(request.session_id))
         return None if sid is None else SessionStore(self.engine, request.session_id, sid, self.options)
+
+    async def describe_session(self, session_id: str, changes: Mapping[str, Any]) -> SessionMeta:
+        """Change some fields of a session's description, and give all of it. An unknown session comes to life.
+
+        ``changes`` are fields of ``SessionMeta``: session_name, model, cwd, labels, priority, custom.
+        """
+        limits_directory.check_changes(session_id, changes)
+        return await self.engine.write(lambda: directory.describe(session_id, changes))
 
     async def delete_session(self, session_id: str) -> None:
         """Remove all of a session, also while somebody works on it; twice is fine (law M3)."""

@@ -115,7 +115,7 @@ class Agent:
         elif kind == "long":
             await asyncio.sleep(LONG_S)
         elif kind == "wake":
-            turn.enqueue("wake", key=f"wake:{key}", delay_s=WAKES_IN_S)
+            turn.enqueue("wake", key=f"wake:{key}", delay=WAKES_IN_S)
         elif kind == "tools":
             more = await self._use_tools(turn, key)
         turn.append(f"answer to {key}")

@@ -49,7 +49,7 @@ async def overtake(tmp_path: Path, *, blind: bool = False) -> Report:
                     fast_told.begun(other)
                     other.append("from the fast one")
                 if blind:
-                    turn._ground = msgspec.structs.replace(turn._ground, revision=2)
+                    turn._made.ground = msgspec.structs.replace(turn._made.ground, revision=2)
         except LeaseExpiredError:
             pass
         events, findings = read_journals(journals)

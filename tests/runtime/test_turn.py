@@ -210,8 +210,8 @@ async def test_a_turn_whose_sending_is_refused_does_not_land(db: Database) -> No
 async def test_what_a_turn_sends_for_later_is_not_there_before(lab: Lab, db: Database) -> None:
     """The delay counts from where it was asked for, by the database's clock."""
     async with db.turn("s") as turn:
-        turn.send("s", "in an hour", delay_s=3600)
-        turn.enqueue("in half an hour", delay_s=1800)
+        turn.send("s", "in an hour", delay=3600)
+        turn.enqueue("in half an hour", delay=1800)
     inputs, work = await db.pending("s")
     assert inputs[0].available_at_ms - work[0].available_at_ms == 1_800_000
     assert 1_800_000 <= work[0].available_at_ms - lab.start_ms < 1_860_000
@@ -308,10 +308,10 @@ async def test_what_a_turn_cannot_keep_is_refused_where_it_is_said(db: Database)
         with pytest.raises(InvalidInputError, match="model"):
             turn.configure(model=7)  # type: ignore[arg-type]
         for delay in (-1, "soon", float("nan"), float("inf"), True):
-            with pytest.raises(InvalidInputError, match="delay_s"):
-                turn.send("s", "x", delay_s=delay)  # type: ignore[arg-type]
-            with pytest.raises(InvalidInputError, match="delay_s"):
-                turn.enqueue("x", delay_s=delay)  # type: ignore[arg-type]
+            with pytest.raises(InvalidInputError, match="delay"):
+                turn.send("s", "x", delay=delay)  # type: ignore[arg-type]
+            with pytest.raises(InvalidInputError, match="delay"):
+                turn.enqueue("x", delay=delay)  # type: ignore[arg-type]
         for session_id in ("", 7, "a\0"):
             with pytest.raises(InvalidInputError, match="session_id"):
                 turn.send(session_id, "x")  # type: ignore[arg-type]

@@ -5,7 +5,8 @@ The same promise as that of ``limits``, for descriptions of sessions, requests t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
 
@@ -50,6 +51,17 @@ def check_meta(meta: SessionMeta) -> None:
     check_priority("meta.priority", meta.priority)
     # That the bytes are one JSON value shows when the record is encoded: it is read back then.
     check_type("meta.custom", meta.custom, msgspec.Raw)
+
+
+_CHANGEABLE = frozenset({"session_name", "model", "cwd", "labels", "priority", "custom"})
+
+
+def check_changes(session_id: str, changes: Mapping[str, Any]) -> None:
+    """Take some fields of a description. What cannot be written brings nothing to life."""
+    for field in changes:
+        if field not in _CHANGEABLE:
+            raise InvalidInputError("changes", f"name {field!r}, which is no field that can be changed")
+    check_meta(SessionMeta(session_id, **{"session_name": "", "created_at": "", "model": "", **changes}))
 
 
 def check_create_request(request: SessionStoreCreateRequest) -> None:

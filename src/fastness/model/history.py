@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastness.model.base import Value
-from fastness.model.checkpoint import BlobRef, TokenLedgerEntry
+from fastness.model.checkpoint import BlobRef, TokenLedgerEntry, TokenUsage
 
 
 class CommitRecord(Value, frozen=True):
@@ -24,6 +24,11 @@ class CommitRecord(Value, frozen=True):
     usage: tuple[TokenLedgerEntry, ...] = ()
     fencing_token: int | None = None
     checkpoint_ref: BlobRef | None = None
+
+    @property
+    def total_usage(self) -> TokenUsage:
+        """What this commit added, of all sources and models together."""
+        return sum((entry.usage for entry in self.usage), TokenUsage())
 
 
 class CommitPage(Value, frozen=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 
@@ -27,6 +27,10 @@ class Task(Value, frozen=True, tag_field="type", tag="task"):
 
     kind: str
     data: msgspec.Raw = NO_JSON
+
+    def decode(self, as_type: Any = Any) -> Any:
+        """Read ``data`` as a type of msgspec's, by default as plain values. Raises ``msgspec.ValidationError``."""
+        return msgspec.json.decode(self.data, type=as_type)
 
 
 QueuedWorkPayload: TypeAlias = ProcessWake | SessionCommand | Task

@@ -54,6 +54,11 @@ class TurnInput(Value, frozen=True):
     items: tuple[TurnInputItem, ...]
     metadata: msgspec.Raw = NO_JSON
 
+    @property
+    def text(self) -> str:
+        """The texts among the items, one below the other."""
+        return "\n".join(item.text for item in self.items if isinstance(item, TextItem))
+
     @classmethod
     def of_text(cls, text: str) -> TurnInput:
         """Make the commonest input."""
@@ -96,6 +101,11 @@ class PendingTurnInput(Value, frozen=True):
     enqueued_at_epoch_ms: int = 0
     available_at_ms: int = 0
     attempts: int = 0
+
+    @property
+    def text(self) -> str:
+        """What was said in words."""
+        return self.input.text
 
 
 class TurnInputCompletion(Value, frozen=True):

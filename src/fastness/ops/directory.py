@@ -6,6 +6,11 @@ indexed by label, and in the lane. Both are written with the description, under 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
 from fastness.decide.directory import effective_meta, filled_meta, parent_of, tidied
 from fastness.model.base import checked
 from fastness.model.session import (
@@ -78,6 +83,17 @@ def save_meta(target: Target, meta: SessionMeta) -> Program[int]:
     assert row is not None  # its lane is locked
     yield Write(*_describe(row, tidied(meta), None))
     return row.sid
+
+
+def describe(session_id: str, changes: Mapping[str, Any]) -> Program[SessionMeta]:
+    """Change some fields of a description and leave the others as they are. Gives all of it."""
+    target = Target(session_id)
+    _, (rows,) = yield from enter_or_create(target, session_statement(target))
+    row = session_row(target, rows)
+    assert row is not None  # its lane is locked
+    meta = tidied(msgspec.structs.replace(effective_meta(session_id, row.meta, row.created_ms), **changes))
+    yield Write(*_describe(row, meta, None))
+    return meta
 
 
 def sid_of(session_id: str) -> Program[int | None]:

@@ -18,12 +18,12 @@ async def switch(turn: Turn, node_id: str | None) -> None:
     """Have the session stand on a node."""
     if node_id is not None:
         await _node(turn, node_id)
-    turn.stand_on(node_id)
+    turn._move_to(node_id)
 
 
 async def edit(turn: Turn, message_id: str, said: Said, key: str | None) -> None:
     """Have the session stand before a message, and say something else instead."""
-    turn.stand_on(await _node(turn, message_id))
+    turn._move_to(await _node(turn, message_id))
     turn.send(turn.session_id, said, key=key)
 
 
@@ -32,7 +32,7 @@ async def regenerate(turn: Turn, message_id: str | None) -> None:
     answers = [message.id for message in turn.messages if message.role == "assistant"]
     if message_id is None and not answers:
         raise GraphInvalidError(turn.session_id, "no_answer", None, "the session has no answer that could be made anew")
-    turn.stand_on(await _asked_before(turn, message_id or answers[-1]))
+    turn._move_to(await _asked_before(turn, message_id or answers[-1]))
     turn.enqueue(REGENERATE)
 
 

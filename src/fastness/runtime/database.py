@@ -16,8 +16,8 @@ from typing import Any, Literal, Self
 import msgspec
 
 from fastness.attachments.opening import open_attachments
+from fastness.attachments.session import SessionAttachmentStore
 from fastness.decide import limits, limits_directory
-from fastness.decide.directory import tidied
 from fastness.engines.sqlite import SqliteEngine
 from fastness.errors import InvalidInputError, SessionNotFoundError
 from fastness.factory import EngineSessionStoreFactory, open_database
@@ -59,6 +59,7 @@ from fastness.model import (
 )
 from fastness.model.base import encode
 from fastness.runtime import branches
+from fastness.runtime.durations import seconds
 from fastness.runtime.messages import Said, input_of
 from fastness.runtime.running import Runner
 from fastness.runtime.turn import Turn
@@ -187,12 +188,22 @@ class Database:
         self, session_id: str, source: AttachmentSource, *, name: str, media_type: str | None = None
     ) -> AttachmentItem:
         """Keep content for a session and give what refers to it in ``send``; the turn that takes it makes it last."""
+        return AttachmentItem(await self._attached(session_id).put(source, name=name, media_type=media_type))
+
+    async def attachment(self, session_id: str, attachment_id: str) -> bytes:
+        """Give the content of an attachment that a session holds.
+
+        Raises ``AttachmentNotInManifestError`` for what it does not hold, whoever else may.
+        """
+        return await self._attached(session_id).get(attachment_id)
+
+    def _attached(self, session_id: str) -> SessionAttachmentStore:
         attached = self.runner.session_attachments(self._any(session_id))
         if attached is None:
             raise InvalidInputError(
                 "attachments", "have no place; name one: connect(url, attachments='some/directory')"
             )
-        return AttachmentItem(await attached.put(source, name=name, media_type=media_type))
+        return attached
 
     async def pending(self, session_id: str) -> tuple[tuple[PendingTurnInput, ...], tuple[QueuedWorkBatch, ...]]:
         """Give what waits for a session's next turns: input and work, each in the order of admission."""
@@ -240,7 +251,7 @@ class Database:
         limits.check_optional_id("at", at)
         limits.check_type("claims", claims, bool)
         if wait_s is not None:
-            _seconds("wait_s", wait_s)
+            seconds("wait_s", wait_s)
 
         async def claim(owner: LeaseOwnerIdentity, observed: SessionExecutionLeaseFence | None) -> TurnBegun | Busy:
             """Begin the turn, also where nothing waits."""
@@ -345,18 +356,13 @@ class Database:
             changes["labels"] = tuple(labels)
         changes["custom"] = None if custom is msgspec.UNSET else msgspec.Raw(encode(custom))
         changes = {field: value for field, value in changes.items() if value is not None}
-        # What cannot be written brings nothing to life.
-        limits_directory.check_meta(
-            SessionMeta(session_id, **{"session_name": "", "created_at": "", "model": "", **changes})
-        )
-        request = SessionStoreCreateRequest(session_id)
-        store = await (self.factory.create_store if changes else self.factory.open_existing_store)(request)
-        meta = None if store is None else await store.load_session_meta()
-        if store is None or meta is None:
-            raise SessionNotFoundError(session_id)
+        limits_directory.check_changes(session_id, changes)
         if changes:
-            meta = tidied(msgspec.structs.replace(meta, **changes))
-            await store.save_session_meta(meta)
+            return await self.factory.describe_session(session_id, changes)
+        store = await self.factory.open_existing_store(SessionStoreCreateRequest(session_id))
+        meta = None if store is None else await store.load_session_meta()
+        if meta is None:
+            raise SessionNotFoundError(session_id)
         return meta
 
     # --- branches ---
@@ -442,8 +448,7 @@ class Database:
 
     async def _due_ms(self, delay: float | timedelta) -> int:
         """Give the database's time after a delay, 0 for none."""
-        delay_s = delay.total_seconds() if isinstance(delay, timedelta) else delay
-        _seconds("delay", delay_s)
+        delay_s = seconds("delay", delay)
         return await self.factory.dispatch.now_ms() + int(delay_s * 1000) if delay_s else 0
 
     def _waiter(self) -> Callable[[float], Any]:
@@ -456,9 +461,3 @@ class Database:
             seen = await self.factory.engine.wait_for_work(seen, timeout_s)
 
         return wait
-
-
-def _seconds(what: str, value: object) -> None:
-    """Take a span of time; NaN is none."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**40:
-        raise InvalidInputError(what, "must be a number of seconds, not negative")

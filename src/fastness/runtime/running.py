@@ -95,7 +95,7 @@ class Runner:
                 finally:
                     if self.lanes.get(lease.session_id) is lane:
                         del self.lanes[lease.session_id]
-        after = turn.ground_after()
+        after = turn._ground_after()
         if after is not None:
             self._warm.put(lease.session_id, WarmSession(begun.session_key, store, after))
 
@@ -151,10 +151,10 @@ async def _settling(
     """Begin the turn, and commit it behind the block, or see to it that it ends as it should."""
     stands = False
     try:
-        turn.begin(await load())
+        turn._begin(await load())
         stands = True
         yield
-        await turn.settle()
+        await turn._settle()
     except asyncio.CancelledError as error:
         others = lane.take_back_cancellation()
         interruption = lane.interruption()
@@ -163,8 +163,8 @@ async def _settling(
         elif interruption is not None and not others:
             span.interrupted()
             if not stands:
-                turn.begin(await load())
-            await turn.settle_interrupted()
+                turn._begin(await load())
+            await turn._settle_interrupted()
             raise interruption from error
         else:
             await _failed(turn, lane, error, on_failure)

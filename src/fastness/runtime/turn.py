@@ -2,15 +2,16 @@
 
 It promises that nothing is written before the end but claims, which die with the lane; that the commit is sent again,
 unchanged, where its answer was lost; and that no transaction is open while the turn's own code runs. It goes through
-the public capabilities of a store and knows no database.
+the public capabilities of a store and knows no database. Whoever runs turns (``running``, ``worker``, ``branches``)
+calls what begins with an underscore; the turn's own code does not.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from datetime import UTC, datetime
-from typing import Literal
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any, Literal
 
 import msgspec
 
@@ -18,30 +19,21 @@ from fastness.attachments.session import SessionAttachmentStore
 from fastness.decide import limits
 from fastness.decide.commit_input import check_usage
 from fastness.dispatch import EngineSessionDispatch
-from fastness.errors import (
-    InvalidInputError,
-    NodeIdCollisionError,
-)
+from fastness.errors import InvalidInputError, NodeIdCollisionError
+from fastness.formats.openai_chat import from_message
 from fastness.model import (
     RUNNING_TURN,
-    Append,
     AttachmentRef,
     AttachmentSource,
-    BlobRef,
     CheckpointKind,
-    EventPayload,
-    HydratedSessionCheckpoint,
     Message,
     NextTurn,
     PendingTurnInput,
     PendingTurnInputDraft,
     PersistedSessionConfig,
-    Protocol,
     ProtocolEvent,
     QueuedWorkBatch,
     QueuedWorkBatchDraft,
-    QueuedWorkClaim,
-    RuntimeCommit,
     RuntimeCommitResult,
     RuntimePersistence,
     SessionNodeRecord,
@@ -51,21 +43,17 @@ from fastness.model import (
     TurnBegun,
     TurnFailure,
     TurnInputClaim,
-    Unchanged,
-    message_node,
 )
 from fastness.model.base import encode
-from fastness.model.graph import messages_of
-from fastness.runtime.ground import Ground, carried
+from fastness.runtime.durations import seconds
+from fastness.runtime.ground import Ground
 from fastness.runtime.lane import LaneKeeper, turn_id_of
-from fastness.runtime.messages import Item, Said, attachment_ids_of, input_of, message_of, message_of_input, new_id
+from fastness.runtime.made import Made
+from fastness.runtime.messages import Item, Said, input_of, message_of, new_id
 from fastness.runtime.sending import Submit, send
 from fastness.telemetry import Telemetry, TurnSpan, default_telemetry
 
 _USAGE_SOURCE = "turn"
-_PLUGIN = "fastness"
-_ATTEMPTS = 6
-_FIRST_PAUSE_S = 0.1
 
 
 class Turn:
@@ -93,7 +81,6 @@ class Turn:
         self.result: RuntimeCommitResult | None = None
         self._store = store
         self._lane = lane
-        self._ground = Ground()
         self._max_inputs = max_inputs
         self._attachments = attachments
         self._telemetry = telemetry or default_telemetry()
@@ -101,54 +88,47 @@ class Turn:
         self._submit = submit or store.commit_runtime_state
         self._began_at_ms = begun.lease.claimed_at_epoch_ms
         self._began_at = asyncio.get_running_loop().time()
-        self._leaf: str | None = None
-        self._nodes: list[SessionNodeRecord] = []
-        self._usage: list[TokenLedgerEntry] = []
-        self._inputs: list[TurnInputClaim] = []
-        self._work: list[QueuedWorkClaim] = []
-        self._outbox: list[PendingTurnInputDraft | QueuedWorkBatchDraft] = []
-        self._state: bytes | None = None
-        self._state_changed = False
-        self._moved = False
-        self._config: PersistedSessionConfig | None = None
+        self._made = Made()
         self._fresh: tuple[Message, ...] = ()
         if begun.input_claim is not None:
-            self._inputs.append(begun.input_claim)
+            self._made.inputs.append(begun.input_claim)
         if begun.work_claim is not None:
-            self._work.append(begun.work_claim)
-        if span is not None:
-            span.claimed(len(self.inputs) + len(self.work))
-
-    def begin(self, ground: Ground) -> None:
-        """Stand on the settled state of the session, with what was taken said behind it. Once, before the handler."""
-        self._ground = ground
-        self._leaf = ground.leaf_node_id
-        self._state = ground.state
-        self._fresh = self._say(self.inputs)
+            self._made.work.append(begun.work_claim)
+        self._tell_claimed(len(self.inputs) + len(self.work))
 
     # --- reading ---
 
     @property
     def messages(self) -> tuple[Message, ...]:
         """The conversation up to now."""
-        return (*self._ground.messages, *messages_of(self._nodes))
+        return self._made.messages
+
+    def chat_messages(self) -> list[dict[str, Any]]:
+        """Give the conversation up to now in the form of chat completions, each message as its provider sent it."""
+        return [msgspec.json.decode(from_message(message)) for message in self.messages]
 
     @property
     def inputs(self) -> tuple[PendingTurnInput, ...]:
         """What users said that this turn has taken, in the order of admission."""
-        return tuple(row for claim in self._inputs for row in claim.inputs)
+        return self._made.rows
 
     @property
     def work(self) -> tuple[QueuedWorkBatch, ...]:
         """The queued work that this turn has taken."""
-        return tuple(batch for claim in self._work for batch in claim.batches)
+        return tuple(batch for claim in self._made.work for batch in claim.batches)
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks among the queued work that this turn has taken; ``task.decode(type)`` gives what they carry."""
+        payloads = (item.payload for batch in self.work for item in batch.items)
+        return tuple(payload for payload in payloads if isinstance(payload, Task))
 
     @property
     def kind(self) -> Literal["input", "work", "command", "empty"]:
         """What the turn has to do: answer, do work, apply a session command, or nothing that it was told of."""
-        if self._inputs:
+        if self._made.inputs:
             return "input"
-        if not self._work:
+        if not self._made.work:
             return "empty"
         return "command" if self.work[0].work_class == "session_command" else "work"
 
@@ -166,12 +146,12 @@ class Turn:
     @property
     def revision(self) -> int:
         """The session's last commit when this turn began, 0 before the first: what the turn stands on."""
-        return self._ground.revision or 0
+        return self._made.ground.revision or 0
 
     @property
     def model(self) -> str:
         """The model that the session is configured for, empty where none is."""
-        return (self._config or self._ground.config).model
+        return self._config.model
 
     @property
     def interrupted(self) -> bool:
@@ -181,25 +161,22 @@ class Turn:
     @property
     def state(self) -> bytes | None:
         """The agent's own state, as the last turn left it or this one has set it; any bytes."""
-        return self._state
+        return self._made.state
 
     @state.setter
     def state(self, state: bytes | None) -> None:
         """Have this turn leave another state; None takes it away."""
         if state is not None and not isinstance(state, bytes):
             raise InvalidInputError("state", f"must be bytes or None, not {type(state).__name__}")
-        self._state = state
-        self._state_changed = True
+        self._made.state, self._made.state_changed = state, True
+
+    async def node(self, node_id: str) -> SessionNodeRecord | None:
+        """Give a settled node of the session, on whatever branch; None where there is none."""
+        return await self._store.load_node(node_id)
 
     # --- writing ---
 
-    def append(
-        self,
-        item: Item,
-        *,
-        usage: TokenUsage | None = None,
-        model: str | None = None,
-    ) -> str:
+    def append(self, item: Item, *, usage: TokenUsage | None = None, model: str | None = None) -> str:
         """Add to the conversation, and give the id of the new node.
 
         ``item`` is the assistant's text, a message, a provider's dictionary in the form of chat completions, or an
@@ -214,25 +191,30 @@ class Turn:
         if usage is not None:
             self.charge(usage, model=model)
         if isinstance(said, ProtocolEvent):
-            self._add_event(node_id, said)
+            self._made.add_event(node_id, said)
         else:
-            self._add(node_id, said, None)
+            self._made.add(node_id, said)
         return node_id
 
     def charge(self, usage: TokenUsage, *, model: str | None = None) -> None:
         """Add to the session's usage, for a call that gave no message."""
         check_usage("usage", usage)
         charged = limits.check_id("model", model or self.model or "unknown")
-        self._usage.append(TokenLedgerEntry(_USAGE_SOURCE, charged, usage))
+        self._made.usage.append(TokenLedgerEntry(_USAGE_SOURCE, charged, usage))
 
     def send(
-        self, session_id: str, said: Said, *, key: str | None = None, delay_s: float = 0, input_id: str | None = None
+        self,
+        session_id: str,
+        said: Said,
+        *,
+        key: str | None = None,
+        delay: float | timedelta = 0,
+        input_id: str | None = None,
     ) -> None:
         """Say something to this or another session with this turn's commit, or not at all (law C14)."""
-        due = self._due_ms(delay_s)
-        draft = PendingTurnInputDraft(session_id, NextTurn(), input_of(said), input_id, key, due)
+        draft = PendingTurnInputDraft(session_id, NextTurn(), input_of(said), input_id, key, self._due_ms(delay))
         limits.check_input_draft(draft)
-        self._outbox.append(draft)
+        self._made.outbox.append(draft)
 
     def enqueue(
         self,
@@ -241,45 +223,31 @@ class Turn:
         *,
         session_id: str | None = None,
         key: str | None = None,
-        delay_s: float = 0,
+        delay: float | timedelta = 0,
     ) -> None:
         """Leave work to this or another session with this turn's commit, or not at all: a wake, a follow-up.
 
-        ``data`` is anything that JSON can say; the turn that does the work finds it in ``work``.
+        ``data`` is anything that JSON can say; the turn that does the work finds it in ``tasks``. ``delay`` is in
+        seconds.
         """
         task = Task(kind, msgspec.Raw(encode(data)))
         target = self.session_id if session_id is None else session_id
-        due = self._due_ms(delay_s)
+        due = self._due_ms(delay)
         draft = QueuedWorkBatchDraft(
             target, "after_current_turn_commit", "exclusive", (task,), source_key=key, available_at_ms=due
         )
         limits.check_batch_draft(draft)
-        self._outbox.append(draft)
+        self._made.outbox.append(draft)
 
     def configure(self, *, model: str | None = None, provider_id: str | None = None) -> None:
         """Have the session run on another model or provider from now on."""
         for what, name in (("model", model), ("provider_id", provider_id)):
             if name is not None:
                 limits.check_text(what, name)
-        config = self._config or self._ground.config
-        self._config = PersistedSessionConfig(
+        config = self._config
+        self._made.config = PersistedSessionConfig(
             config.provider_id if provider_id is None else provider_id, config.model if model is None else model
         )
-
-    def stand_on(self, node_id: str | None) -> None:
-        """Go on from another node, on whatever branch; None is before the first one. Before anything is appended."""
-        if self._nodes:
-            raise InvalidInputError("node_id", "must be named before anything is appended or claimed")
-        self._leaf = node_id
-        self._moved = True
-        if node_id is None and self._ground.leaf_node_id is not None:
-            # A session that has nodes always stands on one: here on a root of its own.
-            told = encode({"type": "new_root", "turn_id": self.turn_id})
-            self._add_event(new_id(), ProtocolEvent(_PLUGIN, msgspec.Raw(told)))
-
-    async def node(self, node_id: str) -> SessionNodeRecord | None:
-        """Give a settled node of the session, on whatever branch; None where there is none."""
-        return await self._store.load_node(node_id)
 
     async def attach(self, source: AttachmentSource, *, name: str, media_type: str | None = None) -> AttachmentRef:
         """Keep content beside the transcript; the turn's commit refers to it. Give the reference for a message."""
@@ -296,14 +264,17 @@ class Turn:
             )
         return self._attachments
 
-    def _due_ms(self, delay_s: float) -> int:
+    def _due_ms(self, delay: float | timedelta) -> int:
         """Give the database's time after a delay; what it was when the turn began is known."""
-        if isinstance(delay_s, bool) or not isinstance(delay_s, int | float) or not 0 <= delay_s < 2**40:
-            raise InvalidInputError("delay_s", "must be a number of seconds, not negative")
+        delay_s = seconds("delay", delay)
         if not delay_s:
             return 0
         passed_s = asyncio.get_running_loop().time() - self._began_at
         return self._began_at_ms + int((passed_s + delay_s) * 1000)
+
+    @property
+    def _config(self) -> PersistedSessionConfig:
+        return self._made.config or self._made.ground.config
 
     # --- what is said meanwhile ---
 
@@ -322,8 +293,8 @@ class Turn:
     async def checkpoints(self) -> AsyncIterator[tuple[Message, ...]]:
         """Go on until nobody has said anything more.
 
-        First what the turn began with, which may be nothing; then, each time that the body has come to an end, what was
-        said to this turn meanwhile.
+        First what the turn began with, which is nothing where it began with work (an answer that is to be made anew
+        is work); then, each time that the body has come to an end, what was said to this turn meanwhile.
         """
         fresh = self._fresh
         while True:
@@ -340,110 +311,72 @@ class Turn:
         )
         if claim is None:
             return ()
-        self._work.append(claim)
-        if self._span is not None:
-            self._span.claimed(len(claim.batches))
+        self._made.work.append(claim)
+        self._tell_claimed(len(claim.batches))
         return claim.batches
 
     def _take(self, claim: TurnInputClaim | None) -> tuple[Message, ...]:
         if claim is None:
             return ()
-        self._inputs.append(claim)
+        self._made.inputs.append(claim)
+        self._tell_claimed(len(claim.inputs))
+        return self._made.say(claim.inputs)
+
+    def _tell_claimed(self, count: int) -> None:
         if self._span is not None:
-            self._span.claimed(len(claim.inputs))
-        return self._say(claim.inputs)
+            self._span.claimed(count)
 
-    def _say(self, inputs: Sequence[PendingTurnInput]) -> tuple[Message, ...]:
-        messages = tuple(map(message_of_input, inputs))
-        for message in messages:
-            self._add(message.id, message, message.id)
-        return messages
+    # --- its beginning and its end ---
 
-    def _add(self, node_id: str, message: Message, caused_by: str | None) -> None:
-        node = message_node(
-            node_id, self._leaf, _now(), message, caused_by=caused_by, agent_frame_id=self._ground.frame_id
-        )
-        self._nodes.append(node)
-        self._leaf = node_id
+    def _begin(self, ground: Ground) -> None:
+        """Stand on the settled state of the session, with what was taken said behind it."""
+        self._made.stand_on(ground)
+        self._fresh = self._made.say(self.inputs)
 
-    def _add_event(self, node_id: str, event: ProtocolEvent) -> None:
-        payload = EventPayload(Protocol(event))
-        self._nodes.append(SessionNodeRecord(node_id, self._leaf, _now(), payload, None, self._ground.frame_id))
-        self._leaf = node_id
+    def _move_to(self, node_id: str | None) -> None:
+        """Go on from another node, on whatever branch; None is before the first one. Before anything is appended."""
+        if self._made.nodes:
+            raise InvalidInputError("node_id", "must be named before anything is appended or claimed")
+        self._made.move_to(node_id, self.turn_id)
 
-    # --- the end ---
-
-    async def settle(self) -> RuntimeCommitResult | None:
-        """Commit all of it at once, and give the lane back with it. A turn that did nothing commits nothing: None.
+    async def _settle(self) -> None:
+        """Commit all of it at once, and give the lane back with it. A turn that did nothing commits nothing.
 
         Raises ``LeaseExpiredError`` where the lane was lost (nothing is written then), and what else a commit raises. A
         lost answer is not one of them: the same commit is sent again, and lands once.
         """
         self._lane.settle()
         self._lane.take_back_cancellation()
-        if not self._did_something():
+        attached = self._attachments
+        if not (self._made.is_something or self.interrupted or (attached is not None and attached.pending)):
             self._lane.require()
-            return None
-        commit = self._commit().with_turn_commit(self.turn_id)
+            return
+        commit = self._made.commit(self.session_id, interrupted=self.interrupted)
+        if attached is not None:
+            commit = attached.stamp(commit)
+        commit = commit.with_turn_commit(self.turn_id)
         self.result = await send(self._submit, self._lane, commit, self._telemetry)
         self._lane.settled()
-        if self._attachments is not None:
-            self._attachments.settled(commit)
+        if attached is not None:
+            attached.settled(commit)
         if self._span is not None and not self.interrupted:
-            self._span.settled(self.result, self._usage)
-        return self.result
+            self._span.settled(self.result, self._made.usage)
 
-    def _did_something(self) -> bool:
-        made = self._nodes or self._usage or self._outbox or self._inputs or self._work
-        changed = self._moved or self._state_changed or self._config is not None or self.interrupted
-        return bool(made or changed or (self._attachments is not None and self._attachments.pending))
-
-    async def settle_interrupted(self) -> RuntimeCommitResult | None:
+    async def _settle_interrupted(self) -> None:
         """Commit that the turn was interrupted: what it took and what it spent, and nothing of what it made.
 
         The transcript gets what was said and an event that says so; what was said to the running turn and not taken yet
         is for the next one (law I5).
         """
         request = self._lane.interrupt
-        self._leaf, self._nodes = self._ground.leaf_node_id, []
-        self._say(self.inputs)
+        self._made.drop()
         reason = None if request is None else request.reason
-        told = encode({"type": "turn_interrupted", "turn_id": self.turn_id, "reason": reason})
-        self._add_event(new_id(), ProtocolEvent(_PLUGIN, msgspec.Raw(told)))
-        self._outbox, self._state, self._state_changed = [], self._ground.state, False
+        self._made.note({"type": "turn_interrupted", "turn_id": self.turn_id, "reason": reason})
         # What it attached is referred to by nothing; what users did, their input names.
-        self._config = self._attachments = None
-        return await self.settle()
+        self._attachments = None
+        await self._settle()
 
-    def _commit(self) -> RuntimeCommit:
-        before = self._ground
-        usage = sum((entry.usage for entry in self._usage), TokenUsage())
-        turn_state = msgspec.structs.replace(
-            before.turn_state,
-            turn_index=before.turn_state.turn_index + 1,
-            token_usage=before.turn_state.token_usage + usage,
-            last_prompt_usage=self._usage[-1].usage if self._usage else before.turn_state.last_prompt_usage,
-        )
-        state: bytes | BlobRef | None = self._state if self._state_changed else carried(self._state)
-        commit = RuntimeCommit(
-            self.session_id,
-            before.revision,
-            graph=Append(tuple(self._nodes), self._leaf) if self._nodes else Unchanged(self._leaf),
-            checkpoint=HydratedSessionCheckpoint(turn_state, before.tool_state, before.plugin_snapshot, state),
-            usage_deltas=tuple(self._usage),
-            config=self._config,
-        )
-        commit = commit.completing_turn_input_claims(tuple(self._inputs)).completing_queue_claims(tuple(self._work))
-        if self.interrupted:
-            commit = commit.deferring_interrupted_turn_inputs(RUNNING_TURN)
-        if self._outbox:
-            commit = commit.with_outbox(*self._outbox)
-        attached = {attachment_id: None for row in self.inputs for attachment_id in attachment_ids_of(row)}
-        if attached:
-            commit = commit.with_committed_attachments(tuple(attached))
-        return commit if self._attachments is None else self._attachments.stamp(commit)
-
-    async def give_up(
+    async def _give_up(
         self,
         dispatch: EngineSessionDispatch,
         *,
@@ -455,8 +388,8 @@ class Turn:
         """Give back what was taken, and the lane with it, as ``fail_turn`` does. Nothing else is written."""
         failure = await dispatch.fail_turn(
             self._lane.lease.completion(),
-            input_claims=tuple(self._inputs),
-            work_claims=tuple(self._work),
+            input_claims=tuple(self._made.inputs),
+            work_claims=tuple(self._made.work),
             error=error,
             delay_ms=delay_ms,
             max_attempts=max_attempts,
@@ -465,22 +398,6 @@ class Turn:
         self._lane.settled()
         return failure
 
-    def ground_after(self) -> Ground | None:
-        """Give what the next turn stands on, None where this one cannot know: its commit was there before it."""
-        result = self.result
-        if self._moved or result is None or result.replayed or result.manifest is None:
-            return None
-        manifest = result.manifest
-        return msgspec.structs.replace(
-            self._ground,
-            revision=result.head_revision,
-            leaf_node_id=result.leaf_node_id,
-            messages=self.messages,
-            config=self._config or self._ground.config,
-            turn_state=manifest.turn_state,
-            state=self._state,
-        )
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat()
+    def _ground_after(self) -> Ground | None:
+        """Give what the next turn stands on, None where this one cannot know."""
+        return self._made.ground_after(self.result)

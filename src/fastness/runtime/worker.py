@@ -352,7 +352,7 @@ class Worker:
         """Give back what a turn took: to be tried again later, or set aside, or, where it was stopped, at once."""
         stopped = isinstance(error, asyncio.CancelledError)
         try:
-            failure = await turn.give_up(
+            failure = await turn._give_up(
                 self._db.factory.dispatch,
                 error=_told(error),
                 delay_ms=0 if stopped else self._retry.pause_ms(turn.attempts),

@@ -294,7 +294,7 @@ _AGENDA = (
     "alter table queued_work add column attempts {integer} not null default 0",
     "create index turn_input_by_time on turn_input (sid, available_ms)",
     "create index queued_work_by_time on queued_work (sid, available_ms)",
-    # Why a row was set aside, and its greatest grant so far. The row itself is in the evidence, in the state 'quarantined'.
+    # Why a row was set aside, and its greatest grant so far. The row is in the evidence, in the state 'quarantined'.
     """create table quarantine (
     sid {integer} not null,
     kind {text} not null,

@@ -58,6 +58,7 @@ class Database(Face):
     send = blocking(AsyncDatabase.send)
     enqueue = blocking(AsyncDatabase.enqueue)
     command = blocking(AsyncDatabase.command)
+    attachment = blocking(AsyncDatabase.attachment)
     attach = blocking(AsyncDatabase.attach)
     pending = blocking(AsyncDatabase.pending)
     cancel = blocking(AsyncDatabase.cancel)

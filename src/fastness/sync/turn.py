@@ -55,23 +55,20 @@ class Turn(Face):
     interrupted = _seen(lambda turn: turn.interrupted)
     state = _seen_and_set(lambda turn: turn.state)
 
+    tasks = _seen(lambda turn: turn.tasks)
+
     append = touching(AsyncTurn.append)
+    chat_messages = touching(AsyncTurn.chat_messages)
     charge = touching(AsyncTurn.charge)
     send = touching(AsyncTurn.send)
     enqueue = touching(AsyncTurn.enqueue)
     configure = touching(AsyncTurn.configure)
-    stand_on = touching(AsyncTurn.stand_on)
     node = blocking(AsyncTurn.node)
     attach = blocking(AsyncTurn.attach)
     attachment = blocking(AsyncTurn.attachment)
     checkpoint = blocking(AsyncTurn.checkpoint)
     checkpoints = iterating(AsyncTurn.checkpoints)
     take_work = blocking(AsyncTurn.take_work)
-    begin = touching(AsyncTurn.begin)
-    settle = blocking(AsyncTurn.settle)
-    settle_interrupted = blocking(AsyncTurn.settle_interrupted)
-    give_up = blocking(AsyncTurn.give_up)
-    ground_after = touching(AsyncTurn.ground_after)
 
     def require(self) -> None:
         """Raise the error that says so if the turn has ended under the thread's hands.
