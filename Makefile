@@ -18,8 +18,12 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-demo: $(READY) ## replay conversations in several processes, kill some, and see that nothing was lost (INPUT=file)
+demo: $(READY) ## hold conversations in several processes, kill and stop some, and see that nothing was lost (INPUT=file)
 	$(BIN)/python demo/run.py $(if $(INPUT),--input '$(INPUT)') $(if $(DATABASE),--database '$(DATABASE)')
+
+proof: $(READY) ## 8 workers, 500 sessions, 5,000 inputs, with kills, stops and crashes, on both engines
+	$(BIN)/python -m tests.proof --engine sqlite
+	$(BIN)/python -m tests.proof --engine postgres
 
 test: $(READY) ## run the whole test suite
 	$(BIN)/python -m pytest

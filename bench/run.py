@@ -22,7 +22,7 @@ import psycopg
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from bench import attachments, commits, fleet, fleet_loads, loads, sweeps  # noqa: E402 - the checkout has to be on the path first
+from bench import attachments, commits, dispatch, dispatch_history, fleet, fleet_loads, loads, sweeps  # noqa: E402 - the checkout has to be on the path first
 
 ROWS = (
     ("Full turn commit, 1 waiter, against the bare script", "≥ 0.6", "commit", "ratio_one_waiter"),
@@ -43,6 +43,20 @@ ROWS = (
     ("Sweep of 1,000 orphans beside 100,000 committed rows / none", "about 1", "sweeps", "ratio_no_rows"),
     ("Sweep of 1,000 orphans beside 400,000 committed rows / 100,000", "about 1", "sweeps", "ratio_rows"),
     ("Sweep beside 100,000 rows, 2,000 orphans / 1,000", "about 2", "sweeps", "ratio_orphans"),
+    ("SQLite: from send to the handler's first line, p50, ms", "< 10", "pickup", "ours_sqlite_p50_ms"),
+    ("SQLite: the same, p99, ms", "< 50", "pickup", "ours_sqlite_p99_ms"),
+    ("SQLite: DBOS as it comes, p50, ms", "", "pickup", "dbos_sqlite_p50_ms"),
+    ("PostgreSQL: from send to the handler's first line, p50, ms", "< 10", "pickup", "ours_postgres_p50_ms"),
+    ("PostgreSQL: the same, p99, ms", "< 50", "pickup", "ours_postgres_p99_ms"),
+    ("PostgreSQL: DBOS as it comes, p50, ms", "", "pickup", "dbos_postgres_p50_ms"),
+    ("SQLite: no-op turns on 8 sessions / DBOS' queued no-ops, 8 at a time", "> 1", "turns", "ratio_dbos_sqlite"),
+    ("PostgreSQL: no-op turns on 8 sessions / DBOS' queued no-ops, 8 at a time", "> 1", "turns", "ratio_dbos_postgres"),
+    ("PostgreSQL: the same / DBOS without a limit", "", "turns", "ratio_dbos_unlimited_postgres"),
+    ("PostgreSQL: no-op turns / procrastinate's fetch+finish", "> 1", "turns", "ratio_fetch_finish_postgres"),
+    ("SQLite: claim beside 1,000,000 settled inputs, 100,000 idle sessions / empty", "≤ 1.2", "claims", "sqlite_ratio"),
+    ("PostgreSQL: the same", "≤ 1.2", "claims", "postgres_ratio"),
+    ("SQLite: an idle worker, % of a core", "< 1", "idle", "ours_sqlite_percent"),
+    ("PostgreSQL: an idle worker, % of a core", "< 1", "idle", "ours_postgres_percent"),
 )
 
 NOTES = {
@@ -56,6 +70,21 @@ A proxy in a process of its own holds everything for {fleet.ONE_WAY_S * 1e3} ms 
 of its own goes through it after each commit.""",
     "fleet reading": """
 Each side in a fresh interpreter; the ratio is to the faster way of decoding.""",
+    "pickup": """
+One process sends, another has one idle worker, the database is new. Pauses of 50 to 150 ms between sends; 220 sends,
+the first 20 not counted. From before the sending call, which is durable when it returns, to the handler's first line,
+on one clock of the machine. DBOS has no limit on its queue here; "1 ms" polls as often as it lets one ask.""",
+    "turns": """
+A backlog is sent before; the time runs from the first handler's beginning until the database says that all are settled.
+Ours: 8 sessions, one input a turn, 8 at a time; "new sessions": a session for each input. The peers have jobs of their
+own without an order. DBOS has a queue of 8 at a time, polled as it comes and each ms, and one without a limit, which
+takes the whole backlog at once. procrastinate's rates are those of its worker, and of fetch and finish alone on 1 and 8
+connections; the ratio is to the faster of the two. It runs on PostgreSQL only.""",
+    "claims": """
+Filled by SQL in bulk, then analysed. 400 rounds on each database in turns, each on a session that was not touched
+since: the agenda is read and a turn begun, not run.""",
+    "idle": """
+CPU time of a worker process with nothing to do, over 10 s.""",
 }
 """What has to be said of a part's figures."""
 
@@ -74,6 +103,10 @@ def measure() -> dict[str, dict[str, object]]:
         "attachments": attachments.against_bare_files,
         "attachments memory": attachments.memory_of_puts,
         "sweeps": sweeps.as_rows_and_orphans_grow,
+        "pickup": dispatch.pickup,
+        "turns": dispatch.rates,
+        "claims": dispatch_history.beside_history,
+        "idle": dispatch.idle,
     }
     results: dict[str, dict[str, object]] = {}
     fresh = multiprocessing.get_context("spawn")
@@ -100,14 +133,15 @@ def report(results: dict[str, dict[str, object]]) -> str:
         "| what | wanted | measured |",
         "|---|---|---|",
     ]
-    lines += [f"| {what} | {wanted} | {results[part][key]:.2f} |" for what, wanted, part, key in ROWS]
+    lines += [f"| {what} | {wanted} | {_figure(results[part][key])} |" for what, wanted, part, key in ROWS]
     for part, figures in results.items():
         lines += ["", f"## {part}", *NOTES.get(part, "").splitlines(), "", "| figure | value |", "|---|---|"]
-        lines += [
-            f"| {name} | {value:.2f} |" if isinstance(value, float) else f"| {name} | {value} |"
-            for name, value in figures.items()
-        ]
+        lines += [f"| {name} | {_figure(value)} |" for name, value in figures.items()]
     return "\n".join(lines) + "\n"
+
+
+def _figure(value: object) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 def main() -> None:

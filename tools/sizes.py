@@ -13,7 +13,7 @@ from pathlib import Path
 MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 60
 MAX_ROOM_SHARE = 0.25
-ROOTS = ("src", "tests", "bench", "demo", "tools")
+ROOTS = ("src", "tests", "bench", "demo", "examples", "tools")
 
 
 def faults(path: Path) -> list[str]:

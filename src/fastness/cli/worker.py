@@ -70,7 +70,7 @@ def worker(
         list[str] | None,
         typer.Option(
             metavar="LABEL=N",
-            help="Of the sessions with this label, run N at a time, in all workers together; may be given again.",
+            help="Run N sessions with this label at a time, in all workers together; may be repeated.",
         ),
     ] = None,
     turn_timeout: Annotated[
@@ -79,9 +79,7 @@ def worker(
     drain: Annotated[
         float, typer.Option(metavar="SECONDS", help="When told to end, let turns go on for so long.")
     ] = 30.0,
-    log_level: Annotated[Level, typer.Option(help="How much to tell; debug also shows what handlers raise.")] = (
-        Level.INFO
-    ),
+    log_level: Annotated[Level, typer.Option(help="How much to tell; debug shows what handlers raise.")] = Level.INFO,
     place: AttachmentsOption = None,
     database: DatabaseOption = None,
 ) -> None:

@@ -261,6 +261,7 @@ def settle_claim(sid: int, completion: QueuedWorkCompletion) -> tuple[Statement,
 
 
 def waiting_work(row: Row) -> WaitingWork:
+    """Read the facts of a batch that a claim may take."""
     batch_id, seq, claim_token, work_class, delivery, slot, merge_key, attempts = row
     return WaitingWork(batch_id, seq, claim_token, work_class, delivery, slot, _merge_key.decode(merge_key), attempts)
 

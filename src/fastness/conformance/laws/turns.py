@@ -232,6 +232,7 @@ async def test_t5_what_has_failed_before_is_tried_alone(lab: Lab, kind: str) -> 
     lab.dispatch()
 
     async def add(name: str) -> None:
+        """Leave one more row of the kind."""
         if kind == "input":
             await store.enqueue_pending_turn_input(said(name))
         else:
