@@ -25,8 +25,8 @@ proof: $(READY) ## 8 workers, 500 sessions, 5,000 inputs, with kills, stops and 
 	$(BIN)/python -m tests.proof --engine sqlite
 	$(BIN)/python -m tests.proof --engine postgres
 
-test: $(READY) ## run the whole test suite
-	$(BIN)/python -m pytest
+test: $(READY) ## run the whole test suite, in three processes beside each other
+	$(BIN)/python tools/suite.py
 
 lint: $(READY) ## ruff, docstrings, layering, size limits
 	$(BIN)/ruff check .

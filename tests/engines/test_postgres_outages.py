@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Iterator
 
 import pytest
 
 from fastness.conformance.builders import chain, commit, lane, loaded, node, node_ids, said, usage
+from fastness.engines.postgres_wire import Wire
 from fastness.errors import BackendError, CommitOutcomeUnknownError, ContendedError, DatabaseReadOnlyError
 from fastness.model import RuntimePersistence, SessionStoreCreateRequest
 from fastness.ops import directory
@@ -101,6 +103,22 @@ async def test_a_restart_behind_idle_connections_is_not_noticed(
         await asyncio.gather(*(s.commit_runtime_state(c) for s, c in zip(stores, made, strict=True)))
         server.restart(mode)
         assert [await node_ids(store) for store in stores] == [["a", "b"]] * 6
+
+
+async def test_connections_that_were_lost_leave_nothing_behind(own_ground: Ground, server: PostgresServer) -> None:
+    """However often the server ends a connection, the process keeps what belongs to the one that it has, and no more."""
+
+    def count() -> int:
+        gc.collect()
+        return sum(type(each) is Wire for each in gc.get_objects())
+
+    async with own_ground.factory(pool_size=1) as factory:
+        store = await factory.create_store(SessionStoreCreateRequest("s"))
+        before = count()
+        for _ in range(3):
+            own_ground.terminate()
+            assert await store.load_head() is None
+        assert count() == before
 
 
 async def test_a_snapshot_can_be_taken_after_a_restart(own_ground: Ground, server: PostgresServer) -> None:

@@ -63,7 +63,6 @@ class Connections:
         self._given = given
         self._pool: Pool | None = None
         self._is_ready = False
-        self._wires: weakref.WeakKeyDictionary[psycopg.AsyncConnection[Any], Wire] = weakref.WeakKeyDictionary()
 
     @property
     def is_open(self) -> bool:
@@ -127,7 +126,7 @@ class Connections:
 
     async def _set_up(self, connection: psycopg.AsyncConnection[Any]) -> None:
         own = await set_up(connection, self._settings)
-        self._wires[connection] = Wire(connection, prepares=own, own_session=own)
+        self._keep(connection, Wire(connection, prepares=own, own_session=own))
 
     async def acquire(self, started: float) -> Wire:
         """Get a connection that is alive. Raises ``ContendedError`` or why the server lets nobody in.
@@ -149,7 +148,7 @@ class Connections:
                     "has a pool that is not open", "open the pool first, or another one"
                 ) from None
             try:
-                wire = self._wires.get(connection) or await self._adopt(connection)
+                wire = _wires_of(connection).get(self) or await self._adopt(connection)
                 wire.begin()
             except (Lost, psycopg.Error):
                 await _drop(pool, connection)
@@ -163,7 +162,10 @@ class Connections:
         """Get to know a connection of the application's pool."""
         direct = await is_direct(connection)
         await connection.rollback()
-        wire = self._wires[connection] = Wire(connection, prepares=direct, own_session=False)
+        return self._keep(connection, Wire(connection, prepares=direct, own_session=False))
+
+    def _keep(self, connection: psycopg.AsyncConnection[Any], wire: Wire) -> Wire:
+        _wires_of(connection)[self] = wire
         return wire
 
     async def _shut_out(self, waited_ms: int) -> BaseException:
@@ -217,6 +219,14 @@ class Connections:
         pool, self._pool, self._is_ready = self._pool, None, False
         if pool is not None and self._given is None:
             await pool.close()
+
+
+def _wires_of(connection: psycopg.AsyncConnection[Any]) -> weakref.WeakKeyDictionary[Connections, Wire]:
+    """Give what the engines that share a connection know of it. It lives in the connection, and ends with it."""
+    wires: weakref.WeakKeyDictionary[Connections, Wire] = vars(connection).setdefault(
+        "_fastness_wires", weakref.WeakKeyDictionary()
+    )
+    return wires
 
 
 async def _drop(pool: Pool, connection: psycopg.AsyncConnection[Any]) -> None:

@@ -47,7 +47,7 @@ class TurnBegun(Value, frozen=True, tag_field="type", tag="begun"):
     commit. ``waited_ms`` is how long the oldest of what was granted has been waiting since it could be claimed;
     ``more_waits``: something is left for the next turn. ``took_over_from`` names the holder that never gave the lane
     back, None where the last one did; ``took_over_expired`` says that its lease had ended by then, so that nobody had
-    to prove it dead.
+    to prove it dead. ``limited_labels`` are those of its labels that a limit was named for: one turn less may run.
     """
 
     lease: SessionExecutionLease
@@ -60,6 +60,7 @@ class TurnBegun(Value, frozen=True, tag_field="type", tag="begun"):
     more_waits: bool = False
     took_over_from: str | None = None
     took_over_expired: bool = False
+    limited_labels: tuple[str, ...] = ()
 
 
 class NothingToDo(Value, frozen=True, tag_field="type", tag="nothing"):

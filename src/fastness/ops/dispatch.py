@@ -194,6 +194,7 @@ def begin(
         holder = lane.holder()
         assert holder is not None  # grant refuses only a live lane
         return Busy(holder)
+    labels: list[str] = []
     if lane.is_live:
         # An answer was lost: what this lease holds already goes first, and alone (law L2).
         held = yield Read(
@@ -201,10 +202,11 @@ def begin(
         )
         line = held if any(held) else line
     else:
-        refusal = yield from _refusal(lane, wants, [label for rows in line[2:] for (label,) in rows])
+        labels = [label for rows in line[2:] for (label,) in rows]
+        refusal = yield from _refusal(lane, wants, labels)
         if refusal is not None:
             return refusal
-    begun = TurnBegun(lease, lane.sid, heads[0][0] if heads else None)
+    begun = TurnBegun(lease, lane.sid, heads[0][0] if heads else None, limited_labels=tuple(labels))
     if before is not None and not lane_rules.same_incarnation(before, owner):
         begun = msgspec.structs.replace(begun, took_over_from=before.owner_id, took_over_expired=not was_live)
     return (yield from _begin(lane, begun, wants, drawn, line))

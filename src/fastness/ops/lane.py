@@ -55,8 +55,11 @@ TAKE_LANE = """
 EXTEND_LEASE = """
     update lane set expires_ms = case when expires_ms > now_ms() + $2 then expires_ms else now_ms() + $2 end
     where sid = $1 returning claimed_ms, expires_ms, interrupt"""
-_EARLIEST = """(select available_ms from {table}
-            where sid = $1 and not (coalesce(claim_id, '') in any_of($3)) order by available_ms limit 1)"""
+_LEFT = "select {what} from {table} where sid = $1 and not (coalesce(claim_id, '') in any_of($3)) and {when}"
+# Whether something can be claimed now; else the time of what comes first.
+_NOW = _LEFT.format(what="0", table="{table}", when="+available_ms <= now_ms() order by seq limit 1")
+_LATER = _LEFT.format(what="available_ms", table="{table}", when="available_ms > 0 order by available_ms limit 1")
+_EARLIEST = f"coalesce(({_NOW}), ({_LATER}))"
 # What waits, the claims left out that are settled beside this very statement. It stands at the end of the line: whoever
 # has waited longer for a turn goes first. Null while nothing waits.
 _READY_AGAIN = f"""case when ready_ms is null then null else (

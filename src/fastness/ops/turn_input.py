@@ -7,6 +7,7 @@ passed over before the limit counts (law K4) and no body is read that is not gra
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 
 import msgspec
 
@@ -18,6 +19,7 @@ from fastness.decide.turn_input import InputRow
 from fastness.errors import SessionBindingMismatchError, TurnInputClaimExpiredError
 from fastness.model.base import checked
 from fastness.model.checkpoint import CheckpointKind
+from fastness.model.dispatch import RUNNING_TURN
 from fastness.model.lease import SessionExecutionLeaseFence
 from fastness.model.turn_input import (
     ActiveTurn,
@@ -89,7 +91,7 @@ LIST_WAITING = f"{_WAITING} order by t.seq"
 LIST_AFTER = f"{_WAITING} and t.seq > $2 order by t.seq"
 
 # $2 is the lane's live token; $3 the lease token of the entry that asks, or the limit.
-_CLAIMABLE = "select t.input_id, t.seq, t.claim_token from turn_input t where t.sid = $1"
+_CLAIMABLE = "select t.input_id, t.seq, t.claim_token, t.attempts from turn_input t where t.sid = $1"
 _FREE = f"{FREE} and +t.available_ms <= (select now_ms())"
 # Input for after_work is admitted at both boundaries, input for before_completion only there.
 _OF_TURN = "t.turn_id = $4 and (t.min_boundary = 'after_work' or t.min_boundary = $5)"
@@ -241,6 +243,8 @@ def claim_active(
         of_session(target, ACTIVE_FREE, fence.fencing_token, max_inputs, turn_id, checkpoint),
     )
     lane = require_live(found, target.session_id, fence)
+    if turn_id == RUNNING_TURN:
+        free = list(takewhile(_is_untried, free))
     chosen = _pick(earlier, free, max_inputs)
     return (yield from _grant(ACTIVE, lane, fence, claim_id, chosen))
 
@@ -266,7 +270,13 @@ def claim_next(
 
 
 def _pick(earlier: list[Row], free: list[Row], limit: int) -> Sequence[Claimable]:
-    return pick((Claimable(*row) for row in earlier), (Claimable(*row) for row in free), limit)
+    return pick((Claimable(*row[:3]) for row in earlier), (Claimable(*row[:3]) for row in free), limit)
+
+
+def _is_untried(row: Row) -> bool:
+    """Whether no turn has taken it yet. What failed with one turn joins no other: it begins one, alone."""
+    attempts: int = row[3]
+    return attempts == 0
 
 
 def _grant(

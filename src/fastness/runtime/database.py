@@ -6,8 +6,9 @@ have them.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +20,7 @@ from fastness.attachments.opening import open_attachments
 from fastness.attachments.session import SessionAttachmentStore
 from fastness.decide import limits, limits_directory
 from fastness.engines.sqlite import SqliteEngine
-from fastness.errors import InvalidInputError, SessionNotFoundError
+from fastness.errors import InvalidInputError, SessionNotFoundError, StoreError
 from fastness.factory import EngineSessionStoreFactory, open_database
 from fastness.liveness import mint_owner
 from fastness.model import (
@@ -252,6 +253,9 @@ class Database:
         limits.check_type("claims", claims, bool)
         if wait_s is not None:
             seconds("wait_s", wait_s)
+        outer = self.runner.lanes.get(session_id)
+        if outer is not None and outer.is_asked_inside:
+            raise InvalidInputError("session_id", f"{session_id!r} runs a turn right here, which would wait for itself")
 
         async def claim(owner: LeaseOwnerIdentity, observed: SessionExecutionLeaseFence | None) -> TurnBegun | Busy:
             """Begin the turn, also where nothing waits."""
@@ -271,9 +275,17 @@ class Database:
         entry = await enter(
             session_id, owner, claim, give_back=self.runner.give_back, wait_s=wait_s, wait=self._waiter()
         )
-        running = self.runner.turn(entry.outcome, entry.asked_at, max_inputs=max_inputs, at_node_id=at)
+        running = self.runner.turn(
+            entry.outcome, entry.asked_at, max_inputs=max_inputs, at_node_id=at, on_failure=self._cancelled
+        )
         async with running as turn:
             yield turn
+
+    async def _cancelled(self, turn: Turn, error: BaseException) -> None:
+        """Give a turn back that its caller has cancelled: what it took was not tried."""
+        if isinstance(error, asyncio.CancelledError):
+            with suppress(StoreError):
+                await turn._give_up(self.factory.dispatch, error="cancelled", counts=False)
 
     # --- reading ---
 

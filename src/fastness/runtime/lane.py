@@ -96,6 +96,11 @@ class LaneKeeper:
 
     # --- what the block asks and says ---
 
+    @property
+    def is_asked_inside(self) -> bool:
+        """Whether it is the block itself that asks."""
+        return self._body is not None and self._body is asyncio.current_task()
+
     def settled(self) -> None:
         """Say that a commit has given the lane back already."""
         self._released = True
@@ -168,7 +173,7 @@ class LaneKeeper:
                 self._not_renewed(error, loop.time())
             except (LeaseExpiredError, SessionDeletedError) as error:
                 self._lose(error)
-            except StoreError as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is: a lane that is not renewed is lost in time
                 self._not_renewed(error, loop.time())
                 next_at = min(loop.time() + _RETRY_PAUSE_S, self._held_until)
             else:

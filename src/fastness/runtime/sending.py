@@ -41,6 +41,7 @@ class Succession:
     ) -> None:
         self.begun: TurnBegun | None = None
         self.asked_at = 0.0
+        self._in_doubt = False
         self._dispatch = dispatch
         self._owner = mint_owner(owner_id)
         self._ttl_ms = ttl_ms
@@ -50,25 +51,41 @@ class Succession:
         """Commit, and begin the next turn with it. Where an answer was lost, what it granted is granted again."""
         max_inputs, max_batches, max_attempts = self._bounds
         self.asked_at = asyncio.get_running_loop().time()
-        result, self.begun = await store.commit_and_begin(
-            commit,
-            self._owner,
-            self._ttl_ms,
-            max_inputs=max_inputs,
-            max_batches=max_batches,
-            max_attempts=max_attempts,
-        )
-        if result.replayed:
-            begun = await self._dispatch.begin_turn(
-                commit.session_id,
+        try:
+            result, self.begun = await store.commit_and_begin(
+                commit,
                 self._owner,
                 self._ttl_ms,
                 max_inputs=max_inputs,
                 max_batches=max_batches,
                 max_attempts=max_attempts,
             )
-            self.begun = begun if isinstance(begun, TurnBegun) else None
+        except (CommitOutcomeUnknownError, asyncio.CancelledError):
+            self._in_doubt = True
+            raise
+        if result.replayed:
+            self.begun = await self._ask_again(commit.session_id)
+        self._in_doubt = False
         return result
+
+    async def outcome(self, session_id: str) -> TurnBegun | None:
+        """Give what has begun, also where nobody was there any more to hear the answer that said so."""
+        if self._in_doubt:
+            self.begun = await self._ask_again(session_id)
+            self._in_doubt = False
+        return self.begun
+
+    async def _ask_again(self, session_id: str) -> TurnBegun | None:
+        max_inputs, max_batches, max_attempts = self._bounds
+        begun = await self._dispatch.begin_turn(
+            session_id,
+            self._owner,
+            self._ttl_ms,
+            max_inputs=max_inputs,
+            max_batches=max_batches,
+            max_attempts=max_attempts,
+        )
+        return begun if isinstance(begun, TurnBegun) else None
 
 
 async def send(submit: Submit, lane: LaneKeeper, commit: RuntimeCommit, telemetry: Telemetry) -> RuntimeCommitResult:

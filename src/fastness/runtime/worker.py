@@ -18,7 +18,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Any, NamedTuple, Self, TypeAlias
 
 from fastness.decide import limits, limits_directory
 from fastness.errors import InvalidInputError, LeaseExpiredError, SessionDeletedError, StoreError, TurnInterruptedError
@@ -52,9 +52,20 @@ _SWEEP_S = 1.0
 _LOOK_AGAIN_S = 1.0
 _QUIET_S = 0.002
 _SATURATED_S = 0.5
+_HEED_S = 0.25
+_FIRST_REST_S = 0.1
 _LONGEST_PAUSE_S = 5.0
+_STUCK_S = 10.0
 _MOST_IN_A_ROW = 8
+_MOST_RESTING = 100
 _FORGET_AFTER_MS = 86_400_000
+
+
+class _Rest(NamedTuple):
+    """How long a session is left alone of which no turn could be begun, and until when on the event loop's clock."""
+
+    pause_s: float
+    until: float
 
 
 class Worker:
@@ -108,6 +119,8 @@ class Worker:
         self._started_ms = time.time_ns() // 1_000_000
         self._running: dict[str, asyncio.Task[None]] = {}
         self._saturated: dict[str, float] = {}
+        self._freed: dict[str, float] = {}
+        self._resting: dict[str, _Rest] = {}
         self._crowded = False
         self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -141,15 +154,13 @@ class Worker:
         with self._signals() if handle_signals else contextlib.nullcontext():
             helpers = [
                 asyncio.create_task(each, name=f"worker {self.worker_id}")
-                for each in (self._listen(), self._announce_often(), self._sweep_often())
+                for each in (self._listen(), self._heed_often(), self._announce_often(), self._sweep_often())
             ]
             try:
                 await self._dispatch()
                 await self._drain()
             finally:
-                for task in (*helpers, *self._running.values()):
-                    task.cancel()
-                await asyncio.gather(*helpers, *self._running.values(), return_exceptions=True)
+                await _end(*helpers, *self._running.values())
                 with contextlib.suppress(StoreError):
                     await self._db.factory.workers.retire_worker(self.worker_id)
 
@@ -172,10 +183,7 @@ class Worker:
         if self._running:
             logger.info("stopping; %d turns are still running", len(self._running))
             await asyncio.wait(self._running.values(), timeout=self._drain_s)
-        unfinished = tuple(self._running.values())
-        for task in unfinished:
-            task.cancel()
-        await asyncio.gather(*unfinished, return_exceptions=True)
+        await _end(*self._running.values())
 
     # --- finding turns ---
 
@@ -185,7 +193,7 @@ class Worker:
         while True:
             try:
                 seen = await self._db.factory.engine.wait_for_work(seen, _LOOK_AGAIN_S)
-            except StoreError as error:
+            except Exception as error:  # noqa: BLE001 - the worker looks by itself meanwhile
                 logger.warning("cannot listen for work: %s", error_type(error))
                 await asyncio.sleep(_LOOK_AGAIN_S)
             self._wake.set()
@@ -206,6 +214,8 @@ class Worker:
                     pause_s = 0 if began else _QUIET_S
                     if agenda.next_ready_in_ms is not None:
                         timeout_s = min(timeout_s, agenda.next_ready_in_ms / 1000 + _QUIET_S)
+                    if self._saturated:
+                        timeout_s = min(timeout_s, _SATURATED_S)
             # Whoever wakes for nothing waits a little: commits of a busy database would have it look all the time.
             await asyncio.sleep(pause_s)
             with contextlib.suppress(TimeoutError):
@@ -215,16 +225,30 @@ class Worker:
     async def _look(self) -> Agenda:
         now = asyncio.get_running_loop().time()
         self._saturated = {label: until for label, until in self._saturated.items() if until > now}
-        # Those that run here may still stand on it while they are about to begin.
-        limit = self._concurrency + len(self._running)
+        # One that was not tried again for as long as it has rested is not on the agenda any more.
+        self._resting = {name: rest for name, rest in self._resting.items() if rest.until + rest.pause_s > now}
+        # Those that run here may still stand on it while they are about to begin, and those that rest do.
+        limit = self._concurrency + len(self._running) + min(len(self._resting), _MOST_RESTING)
         agenda = await self._db.factory.dispatch.read_agenda(
             limit=limit, owner_id=self.worker_id, saturated_labels=tuple(self._saturated)
         )
+        self._heed(agenda)
+        return agenda
+
+    def _heed(self, agenda: Agenda) -> None:
+        """End the turns of this worker that somebody asked to end."""
         for asked in agenda.interrupts:
             lane = self._db.runner.lanes.get(asked.session_id)
             if lane is not None and lane.fencing_token == asked.fencing_token:
                 lane.request_interrupt(asked.request)
-        return agenda
+
+    async def _heed_often(self) -> None:
+        """Hear of interrupts also while there is no room for another turn, and the dispatcher does not look."""
+        while True:
+            await asyncio.sleep(_HEED_S)
+            if len(self._running) >= self._concurrency or self._stopping.is_set():
+                with contextlib.suppress(StoreError):
+                    self._heed(await self._db.factory.dispatch.read_agenda(limit=1, owner_id=self.worker_id))
 
     def _begin_all(self, agenda: Agenda) -> int:
         began = 0
@@ -237,7 +261,7 @@ class Worker:
         return began
 
     def _start(self, session_id: str, *, dead_holder: bool = False) -> bool:
-        if session_id in self._running or self._stopping.is_set():
+        if session_id in self._running or self._stopping.is_set() or self._rests(session_id):
             return False
         with turn_context(session_id=session_id):  # its records say whose they are, also around the turn
             task = asyncio.create_task(self._run(session_id, dead_holder), name=f"turn of {session_id}")
@@ -255,12 +279,14 @@ class Worker:
 
     async def _run(self, session_id: str, dead_holder: bool) -> None:
         """Begin and run one turn. Whatever comes of it, the worker goes on."""
+        asked_at = asyncio.get_running_loop().time()
+        begun: TurnBeginning | None = None
         try:
-            asked_at = asyncio.get_running_loop().time()
             begun = await self._begin(session_id, dead_holder)
+            self._resting.pop(session_id, None)
             if isinstance(begun, TurnBegun):
                 await self._turns(begun, asked_at)
-            elif isinstance(begun, LabelLimited):
+            elif isinstance(begun, LabelLimited) and self._freed.get(begun.label, 0.0) < asked_at:
                 self._saturated[begun.label] = asked_at + _SATURATED_S
         except (LeaseExpiredError, SessionDeletedError) as error:
             self.failed_count += 1
@@ -268,6 +294,23 @@ class Worker:
         except Exception as error:  # noqa: BLE001 - a turn's error is its session's, never the worker's
             self.failed_count += 1
             logger.warning("a turn of session %s failed with %s", session_id, error_type(error))
+            if begun is None:
+                self._rest(session_id)
+        finally:
+            if isinstance(begun, TurnBegun):
+                for label in begun.limited_labels:  # there is room again
+                    self._freed[label] = asyncio.get_running_loop().time()
+                    self._saturated.pop(label, None)
+
+    def _rests(self, session_id: str) -> bool:
+        rest = self._resting.get(session_id)
+        return rest is not None and rest.until > asyncio.get_running_loop().time()
+
+    def _rest(self, session_id: str) -> None:
+        """Leave a session alone for a while, longer each time: it stays on the agenda, and would be tried at once."""
+        before = self._resting.pop(session_id, None)
+        pause_s = _FIRST_REST_S if before is None else min(2 * before.pause_s, _LONGEST_PAUSE_S)
+        self._resting[session_id] = _Rest(pause_s, asyncio.get_running_loop().time() + pause_s)
 
     async def _begin(self, session_id: str, dead_holder: bool) -> TurnBeginning:
         dispatch, ttl_ms = self._db.factory.dispatch, self._db.runner.timings.ttl_ms
@@ -298,9 +341,11 @@ class Worker:
                 await self._turn(begun, asked_at, succession)
                 ended = not self._stopping.is_set()
             finally:
-                # Whatever has ended this one: the next one has begun with it, and nobody else can run it.
-                if succession is not None and succession.begun is not None and not ended:
-                    await self._db.runner.give_back(succession.begun)
+                # Whatever has ended this one: the next one may have begun with it, and nobody else can run it.
+                if succession is not None and not ended:
+                    unwanted = await succession.outcome(begun.lease.session_id)
+                    if unwanted is not None:
+                        await self._db.runner.give_back(unwanted)
             if succession is None or succession.begun is None or not ended:
                 return
             begun, asked_at = succession.begun, succession.asked_at
@@ -372,9 +417,11 @@ class Worker:
     async def _announce_often(self) -> None:
         workers = self._db.factory.workers
         while True:
-            with contextlib.suppress(StoreError):
+            try:
                 await workers.announce_worker(self._record())
                 await workers.forget_workers(await self._db.factory.dispatch.now_ms() - _FORGET_AFTER_MS)
+            except Exception as error:  # noqa: BLE001 - it is for people to see, and nothing depends on it
+                logger.debug("cannot announce the worker: %s", error_type(error))
             await asyncio.sleep(_HEARTBEAT_S)
 
     def _record(self) -> WorkerRecord:
@@ -395,8 +442,10 @@ class Worker:
         while True:
             await asyncio.sleep(_SWEEP_S)
             if len(self._running) < self._concurrency:
-                with contextlib.suppress(StoreError):
+                try:
                     await self._sweep()
+                except Exception as error:  # noqa: BLE001 - what dead processes held is free when their leases end
+                    logger.debug("cannot look after dead processes: %s", error_type(error))
 
     async def _sweep(self) -> None:
         verdicts: dict[LocalProcess, bool] = {}
@@ -409,6 +458,16 @@ class Worker:
                 verdicts[process] = is_dead(process)
             if verdicts[process] and len(self._running) < self._concurrency:
                 self._start(lane.session_id, dead_holder=True)
+
+
+async def _end(*tasks: asyncio.Task[None]) -> None:
+    """Cancel what still runs, and wait until it has ended, but not for ever."""
+    for task in tasks:
+        task.cancel()
+    _, stuck = await asyncio.wait(tasks, timeout=_STUCK_S) if tasks else ((), ())
+    if stuck:
+        # Their code does not let itself be cancelled. Their lanes are free when their leases or the process end.
+        logger.error("%d turns do not end; going on without them", len(stuck))
 
 
 def _told(error: BaseException) -> str:

@@ -292,8 +292,9 @@ _AGENDA = (
     "alter table turn_input add column available_ms {integer} not null default 0",
     "alter table turn_input add column attempts {integer} not null default 0",
     "alter table queued_work add column attempts {integer} not null default 0",
-    "create index turn_input_by_time on turn_input (sid, available_ms)",
-    "create index queued_work_by_time on queued_work (sid, available_ms)",
+    # Only what waits for its time: most rows are free at once, and no search for those shall think of this index.
+    "create index turn_input_by_time on turn_input (sid, available_ms) where available_ms > 0",
+    "create index queued_work_by_time on queued_work (sid, available_ms) where available_ms > 0",
     # Why a row was set aside, and its greatest grant so far. The row is in the evidence, in the state 'quarantined'.
     """create table quarantine (
     sid {integer} not null,
