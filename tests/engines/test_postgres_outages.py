@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 from collections.abc import Iterator
 
 import pytest
@@ -105,13 +106,16 @@ async def test_a_restart_behind_idle_connections_is_not_noticed(
         assert [await node_ids(store) for store in stores] == [["a", "b"]] * 6
 
 
-async def test_connections_that_were_lost_leave_nothing_behind(own_ground: Ground, server: PostgresServer) -> None:
-    """However often the server ends a connection, the process keeps what belongs to the one that it has, and no more."""
+async def test_connections_that_were_lost_leave_nothing_behind(
+    own_ground: Ground, server: PostgresServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However often the server ends a connection, the process keeps what belongs to the one it has, and no more."""
 
     def count() -> int:
         gc.collect()
         return sum(type(each) is Wire for each in gc.get_objects())
 
+    caplog.set_level(logging.CRITICAL, logger="psycopg")  # what is logged of a connection would keep it
     async with own_ground.factory(pool_size=1) as factory:
         store = await factory.create_store(SessionStoreCreateRequest("s"))
         before = count()

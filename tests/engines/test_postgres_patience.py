@@ -13,6 +13,7 @@ import pytest
 from fastness.conformance.builders import chain, commit, lane, node_ids, said, texts, work
 from fastness.errors import BackendError, ContendedError, HandleUnusableError, InvalidInputError, StoreError
 from fastness.model import RuntimePersistence, SessionStoreCreateRequest
+from fastness.ops import directory
 from fastness.persistence import PostgresSessionStoreFactory
 from fastness.sql.program import Read, Write
 from tests.engines.postgres_lab import Ground, until
@@ -415,3 +416,34 @@ async def test_a_hook_that_raises_leaves_the_connection_clean(own_ground: Ground
         armed = False
         assert (await store.enqueue_pending_turn_input(said("x"))).admission_seq == 1
         assert own_ground.sessions() == backends
+
+
+async def test_a_holder_of_a_lane_that_stands_still_is_cut_off(own_ground: Ground) -> None:
+    """A process that stops in the middle of a write holds its lane no longer than its patience, and writes nothing."""
+    freed: list[bool] = []
+
+    def stand_still(batch: Read | Write | None) -> None:
+        if armed and batch is None and not freed:
+            with own_ground.admin() as stranger:
+                stranger.execute("set lock_timeout = '20s'")
+                stranger.execute("update lane set admission_seq = 41")
+            freed.append(True)
+
+    armed = False
+    async with own_ground.factory(pool_size=2, patience_ms=900, batch_hook=stand_still) as factory:
+        store = await factory.create_store(S)
+        await store.enqueue_pending_turn_input(said("x"))
+        armed = True
+        with pytest.raises(BackendError, match="idle-in-transaction timeout"):
+            await store.enqueue_pending_turn_input(said("y"))
+        assert freed == [True]
+        assert (await store.enqueue_pending_turn_input(said("y"))).admission_seq == 42
+
+
+async def test_a_snapshot_is_held_for_as_long_as_its_reader_takes(own_ground: Ground) -> None:
+    """Who reads slowly is no holder of a lane: a snapshot outlives the patience."""
+    async with own_ground.factory(pool_size=1, patience_ms=300) as factory:
+        await factory.create_store(S)
+        async with factory.engine.snapshot() as snapshot:
+            await asyncio.sleep(0.9)
+            assert await snapshot.read(lambda: directory.sid_of("s")) == 1

@@ -41,6 +41,9 @@ ORDERS = "FASTNESS_PROOF_ORDERS"
 TAKEOVERS = "takeovers"
 """The file beside the journals with a line for each lane that was taken over."""
 
+COMPLAINTS = "complaints"
+"""The file beside the journals with a line for each warning of a process: why it gets nowhere, if it does not."""
+
 WAKES_IN_S = 0.1
 SLOW_S = 0.05
 LONG_S = 1.0
@@ -65,6 +68,27 @@ class Telling(JournalTelemetry):
         """Write down why."""
         with (self.journal.path.parent / TAKEOVERS).open("a") as file:
             file.write(reason + "\n")
+
+
+class Complaining(logging.Handler):
+    """Writes down what one process warns of."""
+
+    def __init__(self, journals: Path, name: str) -> None:
+        super().__init__(logging.WARNING)
+        self._path = journals / COMPLAINTS
+        self.name = name
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        with self._path.open("a") as file:
+            file.write(f"{self.name}: {record.getMessage().splitlines()[0]}\n")
+
+
+def last_complaints(journals: Path) -> list[str]:
+    """Give the last thing that each process has complained of."""
+    path = journals / COMPLAINTS
+    lines = path.read_text().splitlines() if path.exists() else []
+    return list({line.partition(":")[0]: line for line in lines}.values())
 
 
 def clock_of(orders: Orders) -> Callable[[], int]:
@@ -203,11 +227,12 @@ async def send_without_key(db: fastness.Database, journal: Journal, each: Planne
 def main() -> None:
     """Do what is ordered."""
     end_with_parent()
-    # What is refused is looked for in the journals. The log would be long.
-    logging.getLogger("fastness").setLevel(logging.CRITICAL)
-    logging.getLogger("psycopg").setLevel(logging.CRITICAL)
     orders = msgspec.json.decode(os.environ[ORDERS].encode(), type=Orders)
     Path(orders.journals).mkdir(exist_ok=True)
+    log = logging.getLogger("fastness")
+    log.addHandler(Complaining(Path(orders.journals), f"{orders.role}-{orders.number}"))
+    log.propagate = False
+    logging.getLogger("psycopg").setLevel(logging.CRITICAL)
     asyncio.run(serve(orders) if orders.role == "worker" else send_all(orders))
 
 

@@ -71,12 +71,15 @@ def plan(size: Size) -> list[Planned]:
 
 
 def _planned(number: int, kind: Kind, chance: random.Random, size: Size) -> Planned:
-    # What an interrupted turn has not answered is settled all the same: wakes are counted where no turn is interrupted.
+    # What an interrupted turn has not answered is settled all the same: wakes are counted, and poison is set aside,
+    # where no turn is interrupted.
     at = chance.randrange(size.sessions)
-    apart = size.sessions // 10
+    apart = max(1, size.sessions // 10)
     if kind == "long":
-        at %= max(1, apart)
-    elif kind == "wake" and at < max(1, apart):
+        at %= apart
+    elif kind == "poison" and at < apart < size.sessions:
+        at += apart
+    elif kind == "wake" and at < apart:
         kind = "plain"
     return Planned(chance.randrange(size.senders), f"s{at}", f"k{number}", kind)
 

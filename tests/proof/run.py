@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
 import sys
 import time
 from collections import Counter
@@ -17,11 +18,12 @@ from typing import Literal, Protocol, TypeAlias
 
 import msgspec
 
+import fastness
 from fastness.errors import StoreError
 from fastness.factory import EngineSessionStoreFactory, open_database
 from fastness.sql.program import Program, Read, Statement
 from fastness.testing import Fleet, Report, TurnFailed, check, read_final, read_journals
-from tests.proof.crew import ORDERS, TAKEOVERS, Orders
+from tests.proof.crew import ORDERS, TAKEOVERS, Orders, last_complaints
 from tests.proof.plan import Size
 from tests.proof.verify import find_faults
 
@@ -74,9 +76,10 @@ class Outcome(msgspec.Struct):
 async def prove(
     size: Size, url: str, directory: Path, *, server: Crashing | None = None, keyless: bool = False
 ) -> Outcome:
-    """Run it all on an empty database; journals go to a new directory."""
+    """Run it all on an empty database; journals and the code go to a new directory."""
     journals = directory / "journals"
     journals.mkdir()
+    frozen = freeze(directory / "code")
     began = time.monotonic()
     async with open_database(url) as factory, Fleet() as fleet:
         await factory.migrate()
@@ -84,7 +87,7 @@ async def prove(
         for role, count in (("worker", size.workers), ("sender", size.senders)):
             for number in range(count):
                 orders = Orders(role, number, url, str(journals), size, keyless)  # type: ignore[arg-type]
-                env = {ORDERS: msgspec.json.encode(orders).decode()}
+                env = {ORDERS: msgspec.json.encode(orders).decode(), **frozen}
                 fleet.man(f"{role}-{number}", [sys.executable, "-m", "tests.proof.crew"], env)
         try:
             async with asyncio.timeout(size.limit_s):
@@ -92,6 +95,7 @@ async def prove(
                 await fleet.dismiss()
         except TimeoutError:
             run.faults.append(f"not done after {size.limit_s:.0f} seconds: {await run.where()}")
+            run.faults += last_complaints(journals)
         seconds = time.monotonic() - began
         run.faults += fleet.failures
         events, findings = read_journals(journals)
@@ -103,6 +107,19 @@ async def prove(
         takeovers = Counter(taken.read_text().split()) if taken.exists() else Counter()
         failed = Counter(event.error for event in events if isinstance(event, TurnFailed))
         return Outcome(report, run.faults, run.done, takeovers, failed, fleet.started, seconds)
+
+
+def freeze(code: Path) -> dict[str, str]:
+    """Copy the code of the fleet, and give the environment in which Python finds the copy and nothing else.
+
+    Somebody may be at work on the code meanwhile. A successor that ran half a change, or expected other tables than its
+    predecessors had made, would bring the fleet to a stand for no fault of its own.
+    """
+    crew = Path(__file__).parent
+    for package, place in ((Path(fastness.__file__).parent, "fastness"), (crew, "tests/proof")):
+        shutil.copytree(package, code / place, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(crew.parent / "__init__.py", code / "tests")
+    return {"PYTHONPATH": str(code), "PYTHONSAFEPATH": "1"}
 
 
 class _Run:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from tests.proof.crew import Complaining, last_complaints
 from tests.proof.plan import Size
-from tests.proof.run import prove
+from tests.proof.run import freeze, prove
 from tests.servers.postgres import PostgresServer
 
 SMALL = Size(
@@ -58,3 +62,32 @@ def test_a_sender_without_keys_is_found_out(tmp_path: Path) -> None:
     outcome = asyncio.run(prove(size, f"sqlite:///{tmp_path}/proof.db", tmp_path, keyless=True))
     assert Counter(finding.kind for finding in outcome.report.findings) == {"settled_twice": 12}, outcome.explain()
     assert outcome.report.verdict == "0 lost, 12 duplicated, 0 torn"
+
+
+def test_the_code_of_a_fleet_is_the_same_to_the_end(tmp_path: Path) -> None:
+    """Who is started late imports the copy that was made at first, and nothing that was changed since."""
+    env = freeze(tmp_path)
+    script = "import fastness, tests.proof.crew as crew; print(fastness.__file__, crew.__file__, crew.plan.__module__)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], env={**os.environ, **env}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == [
+        f"{tmp_path}/fastness/__init__.py",
+        f"{tmp_path}/tests/proof/crew.py",
+        "tests.proof.plan",
+    ]
+
+
+def test_who_gets_nowhere_says_why(tmp_path: Path) -> None:
+    """The last warning of each process is there for a run that did not end; who has none to give is left out."""
+    assert last_complaints(tmp_path) == []
+    log = logging.Logger("a process of its own")  # noqa: LOG001 - one that no other test hears of
+    for name in ("worker-0", "worker-1"):
+        log.handlers = [Complaining(tmp_path, name)]
+        for error in ("TimeoutError", "DatabaseOpenError"):
+            log.warning("cannot look for work: %s", error)
+        log.info("all is well")
+    assert last_complaints(tmp_path) == [
+        "worker-0: cannot look for work: DatabaseOpenError",
+        "worker-1: cannot look for work: DatabaseOpenError",
+    ]

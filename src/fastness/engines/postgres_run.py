@@ -24,6 +24,7 @@ BatchHook: TypeAlias = Callable[[Read | Write | None], None]
 
 _WRITING = Command("begin isolation level read committed read write", ())
 _READING = Command("begin isolation level repeatable read read only", ())
+_HOLD = Command("set local idle_in_transaction_session_timeout to 0", ())  # it holds up nobody, however long it is
 _COMMIT = Command("commit", ())
 _ROLLBACK = Command("rollback", ())
 _DISCARD_PLANS = Command("discard plans", ())
@@ -100,6 +101,7 @@ class Attempt:
     async def hold(self) -> None:
         """Begin a transaction that only reads, and take its snapshot."""
         self._begin(_READING)
+        self._wire.put(_HOLD)
         self._wire.put(Command("select 1", ()))
         await self._wire.answers()
 
@@ -190,7 +192,6 @@ class Attempt:
             await self._commit()
         else:
             self._wire.put(_ROLLBACK)
-            self._wire.sync()
             await self._wire.answers()
         return Outcome(result, self._wakes)
 
@@ -240,7 +241,6 @@ class Attempt:
             self._before(None)
             self.committing = True
         self._wire.put(_COMMIT)
-        self._wire.sync()
         rows = await self._wire.answers()
         if self._wire.tag != b"COMMIT":
             raise BackendError("the server rolled the transaction back and gave no reason", "retry the same call")

@@ -1,9 +1,10 @@
 """One connection to a PostgreSQL server: statements go out in pipelines, answers come back in order.
 
 It promises that waiting never blocks the event loop, and that an answer is told from a refusal (``Refused``), which
-says whether the statements behind it were begun, and from a connection that is gone (``Lost``). It works on libpq's own
-connection, below cursors, because what a turn costs is mostly what each statement costs. It knows no transaction and no
-program.
+says whether the statements behind it were begun, and from a connection that is gone (``Lost``). It ends a pipeline
+whenever it waits for answers: only behind such an end does the server count how long it is kept waiting, and cut off a
+process that stands still in a transaction. It works on libpq's own connection, below cursors, because what a turn costs
+is mostly what each statement costs. It knows no transaction and no program.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import asyncio
 import select
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import psycopg
@@ -80,14 +82,14 @@ class Wire:
         self._prepared: dict[str, bytes] = {}
         self._transformer = Transformer(connection)
         self._pending: list[_Pending] = []
-        self._synced = True
+        self._open_ends = 0
 
     # --- sending ---
 
     def begin(self) -> None:
         """Take the connection into use. Raises ``Lost`` where the server has gone away since."""
         self._pending = []
-        self._synced = True
+        self._open_ends = 0
         self.queued_bytes = 0
         try:
             while self._readable():
@@ -130,7 +132,6 @@ class Wire:
             raise Lost(_text(error)) from error
         self._pending.append(_Pending(command.gives_rows and wants_rows, None))
         self.queued_bytes += sum(map(len, filter(None, values)))
-        self._synced = False
 
     def _name(self, sql: str, params: Sequence[Value]) -> bytes | None:
         """The name of a prepared statement; it is prepared on the way. None where there are too many already.
@@ -153,41 +154,38 @@ class Wire:
         except psycopg.Error as error:
             raise Lost(_text(error)) from error
 
+    def _end_pipeline(self) -> None:
+        """After a refusal the server skips everything up to here. It answers that it has come here, too."""
+        self._pgconn.pipeline_sync()
+        self._open_ends += 1
+
     def forget(self) -> None:
         """Prepare everything anew from here on: something between us and the server has lost or replaced it."""
         self._prepared.clear()
-
-    def sync(self) -> None:
-        """End the pipeline: after a refusal the server skips everything up to here."""
-        try:
-            self._pgconn.pipeline_sync()
-        except psycopg.Error as error:
-            raise Lost(_text(error)) from error
-        self._synced = True
 
     # --- receiving ---
 
     async def answers(self) -> list[list[Row]]:
         """Send what is queued, and wait for all answers: the rows of each statement that gives rows, in order.
 
-        Where the pipeline was ended with ``sync``, its end is waited for as well, also after a refusal. Raises
-        ``Refused`` for the first statement that was refused, and ``Lost``. ``tag`` is then what the last statement did.
+        Raises ``Refused`` for the first statement that was refused, when all that was sent has been dealt with, and
+        ``Lost``. ``tag`` is then what the last statement did.
         """
         pending, self._pending = self._pending, []
         self.queued_bytes = 0
         rows: list[list[Row]] = []
         at = 0
         try:
-            if not self._synced:
-                self._pgconn.send_flush_request()
+            self._end_pipeline()
             await self._flush()
             for at, waiting in enumerate(pending):
                 result = await self._result()
                 if result.status not in {_ROWS, _OK}:
                     refusal = Refused(result, at, len(pending))
                     self._skip(pending[at:])
-                    if self._synced and not refusal.ends_connection:
-                        await self._to_the_end(1)
+                    if not refusal.ends_connection:
+                        with suppress(psycopg.Error):  # a connection that goes now changes nothing of what was said
+                            await self._to_the_end()
                     raise refusal
                 if waiting.gives_rows:
                     rows.append(self._rows(result))
@@ -195,12 +193,9 @@ class Wire:
         except psycopg.Error as error:
             self._skip(pending[at:])
             raise Lost(_text(error)) from error
-        if self._synced:
-            try:
-                await self._to_the_end(1)
-            except psycopg.Error:
-                # All answers are here: what they say has happened. The next use finds out about the connection.
-                self._synced = False
+        # All answers are here: what they say has happened. The next use finds out about the connection.
+        with suppress(psycopg.Error):
+            await self._to_the_end()
         return rows
 
     def _skip(self, pending: Sequence[_Pending]) -> None:
@@ -211,24 +206,20 @@ class Wire:
 
     async def rollback(self) -> None:
         """Leave whatever transaction there is, also behind a refusal. Raises ``Lost``."""
-        ends = 1 if self._synced and not self._pending else 2
         self._skip(self._pending)
         self._pending = []
         try:
-            if ends == 2:
-                self._pgconn.pipeline_sync()
+            self._end_pipeline()
             self._pgconn.send_query_params(b"rollback", [], [], [], _BINARY)
-            self._pgconn.pipeline_sync()
-            self._synced = True
+            self._end_pipeline()
             await self._flush()
-            await self._to_the_end(ends)
+            await self._to_the_end()
         except psycopg.Error as error:
             raise Lost(_text(error)) from error
 
-    async def _to_the_end(self, ends: int) -> None:
-        while ends:
-            if (await self._result()).status == _SYNCED:
-                ends -= 1
+    async def _to_the_end(self) -> None:
+        while self._open_ends:
+            await self._result()
 
     async def _flush(self) -> None:
         while self._pgconn.flush():
@@ -236,7 +227,7 @@ class Wire:
             self._pgconn.consume_input()
 
     async def _result(self) -> Any:
-        """The next result; the mark that ends a statement's results is passed over."""
+        """The next result, or the end of a pipeline; the mark that ends a statement's results is passed over."""
         pgconn = self._pgconn
         while True:
             while pgconn.is_busy():
@@ -244,6 +235,7 @@ class Wire:
                 pgconn.consume_input()
             result = pgconn.get_result()
             if result is not None:
+                self._open_ends -= result.status == _SYNCED
                 return result
             if pgconn.status != pq.ConnStatus.OK:
                 raise psycopg.OperationalError("the connection is closed")

@@ -62,7 +62,7 @@ class LaneKeeper:
             "fastness.lane", session_id=lease.session_id, turn_id=turn_id_of(token), fencing_token=token
         )
         self._released = False
-        self._settling = False
+        self._settling = self._ended = False
         self._keeper: asyncio.Task[None] | None = None
         self._body: asyncio.Task[object] | None = None
         self._cancelled_before = 0
@@ -84,6 +84,7 @@ class LaneKeeper:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._keeper is not None
+        self._ended = True
         self._keeper.cancel()
         others = self.take_back_cancellation()
         await self._release()
@@ -213,7 +214,7 @@ class LaneKeeper:
         self._cancel()
 
     def _cancel(self) -> None:
-        if not self._settling and not self._cancelled and self._body is not None:
+        if not (self._settling or self._ended or self._cancelled) and self._body is not None:
             self._cancelled = True
             self._body.cancel()
 

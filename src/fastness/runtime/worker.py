@@ -21,7 +21,14 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeAlias
 
 from fastness.decide import limits, limits_directory
-from fastness.errors import InvalidInputError, LeaseExpiredError, SessionDeletedError, StoreError, TurnInterruptedError
+from fastness.errors import (
+    DatabaseOpenError,
+    InvalidInputError,
+    LeaseExpiredError,
+    SessionDeletedError,
+    StoreError,
+    TurnInterruptedError,
+)
 from fastness.liveness import mint_owner
 from fastness.model import (
     Agenda,
@@ -206,9 +213,13 @@ class Worker:
             if len(self._running) < self._concurrency:
                 try:
                     agenda = await self._look()
+                except DatabaseOpenError as error:
+                    # Most often that is for somebody to mend: another schema, no right, no such place.
+                    logger.error("cannot open the database, trying again: %s", error)
+                    pause_s = _LONGEST_PAUSE_S
                 except StoreError as error:
                     logger.warning("cannot look for work, trying again: %s", error_type(error))
-                    pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+                    pause_s = min(2 * pause_s or _QUIET_S, _LONGEST_PAUSE_S)
                 else:
                     began = self._begin_all(agenda)
                     pause_s = 0 if began else _QUIET_S
