@@ -32,9 +32,9 @@ from bench.fleet import SETTINGS
 Figures: TypeAlias = "dict[str, object]"
 
 ENGINES = ("sqlite", "postgres")
-SENDS = 220
+SENDS = 120
 WARM_UP = 20
-TURNS = 1_200
+TURNS = 800
 ROUNDS = 3
 IDLE_S = 10.0
 TICK_S = 1.0

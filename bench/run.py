@@ -71,7 +71,7 @@ of its own goes through it after each commit.""",
     "fleet reading": """
 Each side in a fresh interpreter; the ratio is to the faster way of decoding.""",
     "pickup": """
-One process sends, another has one idle worker, the database is new. Pauses of 50 to 150 ms between sends; 220 sends,
+One process sends, another has one idle worker, the database is new. Pauses of 50 to 150 ms between sends; 120 sends,
 the first 20 not counted. From before the sending call, which is durable when it returns, to the handler's first line,
 on one clock of the machine. DBOS has no limit on its queue here; "1 ms" polls as often as it lets one ask.""",
     "turns": """

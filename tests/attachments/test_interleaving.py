@@ -113,7 +113,6 @@ def test_nothing_committed_is_lost_and_nothing_else_stays(tmp_path: Path) -> Non
         "put once more",
         "died at begin_reclaim",
         "died at delete",
-        "died at finish_reclaim",
     )
 
 

@@ -20,7 +20,7 @@ from fastness.runtime.sending import Succession
 from fastness.runtime.turn import Turn
 from fastness.state import load_persisted_session_state_active_path
 from fastness.store import SessionStore
-from fastness.telemetry import Telemetry, TurnSpan
+from fastness.telemetry import Telemetry, TurnSpan, turn_logger
 
 OnFailure = Callable[[Turn, BaseException], Awaitable[None]]
 """What is done about a turn that failed, while its lane is still held; the error goes on afterwards."""
@@ -120,6 +120,9 @@ class Runner:
     def _tell(self, begun: TurnBegun) -> None:
         """Tell what is known of a turn when it begins."""
         if begun.took_over_from is not None:
+            session_id, token = begun.lease.session_id, begun.lease.fencing_token
+            log = turn_logger("fastness.lane", session_id=session_id, turn_id=turn_id_of(token), fencing_token=token)
+            log.warning("took the lane from %s, which did not give it back", begun.took_over_from)
             self.telemetry.taken_over("expired" if begun.took_over_expired else "dead")
         if begun.quarantined_count:
             self.telemetry.quarantined("input", begun.quarantined_count)

@@ -13,7 +13,9 @@ from fastness.liveness import mint_owner
 from fastness.model import RuntimeCommit, RuntimeCommitResult, TurnBegun
 from fastness.runtime.lane import LaneKeeper, turn_id_of
 from fastness.store import SessionStore
-from fastness.telemetry import Telemetry
+from fastness.telemetry import Telemetry, error_type, turn_logger
+
+logger = turn_logger("fastness.turn")
 
 Submit: TypeAlias = Callable[[RuntimeCommit], Awaitable[RuntimeCommitResult]]
 """Hands a stamped commit to a store, once."""
@@ -109,6 +111,7 @@ async def send(submit: Submit, lane: LaneKeeper, commit: RuntimeCommit, telemetr
             unanswered |= isinstance(error, CommitOutcomeUnknownError)
             if attempt == _ATTEMPTS:
                 raise
+            logger.warning("the commit is sent again: %s", error_type(error))
         except LeaseExpiredError:
             # Had it landed, the receipt would have answered. The lane may only have run out meanwhile.
             if not unanswered or attempt == _ATTEMPTS:
