@@ -18,7 +18,7 @@ from pathlib import Path
 
 _GLANCE_S = 0.02
 _COARSE_NS = 20_000_000
-_ECHOES_S = (0.003, 0.005, 0.01, 0.03, 0.07, 0.2)
+_ECHOES_S = (0.003, 0.004, 0.006, 0.008, 0.012, 0.018, 0.03, 0.06, 0.15)
 """A write to the log comes before its sync, and only then is the commit there to be read: so it is told again, at these
 times after another. What takes longer is found by whoever looks by itself now and then."""
 
