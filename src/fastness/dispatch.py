@@ -30,7 +30,6 @@ from fastness.ops import dispatch, lane, quarantine
 from fastness.ops.dispatch import Drawn, Failed, Takeover, Wants
 from fastness.ops.lane import Target
 
-_MAX_PAGE = 10_000
 _MAX_ERROR_CHARS = 4_000
 
 
@@ -54,7 +53,7 @@ class EngineSessionDispatch:
         ``saturated_labels`` are passed over. ``interrupts`` are those asked of the lanes that ``owner_id`` holds. It is
         a hint: by the time that somebody begins a turn, another may have.
         """
-        _check_limit(limit)
+        limits.check_page_size(limit)
         limits.check_optional_id("owner_id", owner_id)
         labels = limits.check_ids("saturated_labels", saturated_labels)
         return await self._engine.read(lambda: dispatch.read_agenda(limit, owner_id, labels))
@@ -160,7 +159,7 @@ class EngineSessionDispatch:
     ) -> QuarantinePage:
         """List what was set aside, a page at a time: oldest first, or in one session by kind and id."""
         limits.check_optional_id("session_id", session_id)
-        _check_limit(limit)
+        limits.check_page_size(limit)
         try:
             behind = None if cursor is None else quarantine.read_cursor(cursor)
         except (ValueError, TypeError) as error:
@@ -190,12 +189,6 @@ def _quarantined(session_id: str, kind: QuarantineKind, row_id: str) -> Target:
     limits.check_choice("kind", kind, ("input", "work"))
     limits.check_id("row_id", row_id)
     return Target(limits.check_id("session_id", session_id))
-
-
-def _check_limit(limit: int) -> None:
-    limits.check_positive("limit", limit)
-    if limit > _MAX_PAGE:
-        raise InvalidInputError("limit", f"is {limit} and must be at most {_MAX_PAGE}")
 
 
 def _label_limits(given: Mapping[str, int]) -> dict[str, int]:

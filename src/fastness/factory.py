@@ -48,8 +48,6 @@ if TYPE_CHECKING:
 
     from fastness.engines.postgres import PostgresEngine
 
-_MAX_PAGE = 10_000
-
 
 class EngineSessionStoreFactory:
     """The sessions of one database, on any engine. Use it as an async context manager, or ``close`` it."""
@@ -104,9 +102,7 @@ class EngineSessionStoreFactory:
 
         A session that comes to life while somebody goes through the pages may be on none of them.
         """
-        limits.check_positive("limit", limit)
-        if limit > _MAX_PAGE:
-            raise InvalidInputError("limit", f"is {limit} and must be at most {_MAX_PAGE}")
+        limits.check_page_size(limit)
         wanted = filters or SessionFilter()
         limits_directory.check_filter(wanted)
         after = limits_directory.check_cursor(cursor)

@@ -11,8 +11,6 @@ from fastness.errors import InvalidInputError
 from fastness.model import CommitPage, PersistedSessionRead, SessionMeta
 from fastness.ops import fork, history
 
-MAX_PAGE = 10_000
-
 
 class EngineSessionHistory:
     """What was committed to a session, the session as it was, and forks of it; ``factory.history`` gives it."""
@@ -32,8 +30,7 @@ class EngineSessionHistory:
         limits.check_id("session_id", session_id)
         limits.check_count("after_revision", after_revision)
         limits.check_type("newest_first", newest_first, bool)
-        if limits.check_positive("limit", limit) > MAX_PAGE:
-            raise InvalidInputError("limit", f"is {limit} and must be at most {MAX_PAGE}")
+        limits.check_page_size(limit)
         return await self._engine.read(
             lambda: history.list_commits(session_id, after_revision, limit, newest_first=newest_first)
         )

@@ -71,6 +71,9 @@ MAX_TTL_MS = 100 * 366 * 24 * 3600 * 1000
 MAX_INT = 2**63 - 1
 MIN_INT = -(2**63)
 
+MAX_PAGE = 10_000
+"""How many rows a page of any listing may have."""
+
 DEFAULT_COMMIT_BUDGET_BYTES = 64 * 1024 * 1024
 """How many bytes of content one call may bring, unless the store was configured otherwise."""
 
@@ -141,6 +144,14 @@ def check_positive(what: str, value: object) -> int:
     if number < 1:
         raise InvalidInputError(what, f"is {number} and must be at least 1")
     return number
+
+
+def check_page_size(limit: object) -> int:
+    """Take how many rows a page of a listing may have."""
+    size = check_positive("limit", limit)
+    if size > MAX_PAGE:
+        raise InvalidInputError("limit", f"is {size} and must be at most {MAX_PAGE}")
+    return size
 
 
 def check_choice(what: str, value: object, choices: Sequence[object]) -> None:

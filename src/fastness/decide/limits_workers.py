@@ -12,15 +12,12 @@ from fastness.decide.limits import (
     check_count,
     check_id,
     check_optional_id,
+    check_page_size,
     check_positive,
     check_type,
 )
-from fastness.errors import InvalidInputError
 from fastness.model.lease import LeaseOwnerIdentity
 from fastness.model.worker import HeldLane, WorkerRecord, WorkerState
-
-MAX_PAGE = 10_000
-"""The most lanes on a page."""
 
 _COUNTS = ("pid", "started_at_epoch_ms", "seen_at_epoch_ms", "running", "settled_count", "failed_count")
 
@@ -38,8 +35,7 @@ def check_worker(record: WorkerRecord) -> None:
 
 def check_lane_page(after: HeldLane | None, limit: int, owner_id: str | None) -> None:
     """Take the bounds of a page of held lanes."""
-    if check_positive("limit", limit) > MAX_PAGE:
-        raise InvalidInputError("limit", f"is {limit} and must be at most {MAX_PAGE}")
+    check_page_size(limit)
     check_optional_id("owner_id", owner_id)
     if after is not None:
         check_type("after", after, HeldLane)

@@ -1,4 +1,9 @@
-"""Locking, claiming, renewing and releasing the lane of a session."""
+"""Locking, claiming, renewing and releasing the lane of a session, and its place on the agenda.
+
+The lane's row is locked by whatever writes to its session, so the statements that keep ``ready_ms`` in step stand here:
+at an admission, when the lane is taken, and when it is given back. Who reads the agenda, and how a turn begins, is
+in ``dispatch``.
+"""
 
 from __future__ import annotations
 

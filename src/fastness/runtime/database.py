@@ -63,7 +63,7 @@ from fastness.runtime import branches
 from fastness.runtime.durations import seconds
 from fastness.runtime.messages import Said, input_of
 from fastness.runtime.running import Runner
-from fastness.runtime.turn import Turn
+from fastness.runtime.turn import Turn, require_place
 from fastness.runtime.waiting import all_given_back, enter
 from fastness.store import SessionStore
 from fastness.telemetry import Telemetry, default_telemetry
@@ -199,12 +199,7 @@ class Database:
         return await self._attached(session_id).get(attachment_id)
 
     def _attached(self, session_id: str) -> SessionAttachmentStore:
-        attached = self.runner.session_attachments(self._any(session_id))
-        if attached is None:
-            raise InvalidInputError(
-                "attachments", "have no place; name one: connect(url, attachments='some/directory')"
-            )
-        return attached
+        return require_place(self.runner.session_attachments(self._any(session_id)))
 
     async def pending(self, session_id: str) -> tuple[tuple[PendingTurnInput, ...], tuple[QueuedWorkBatch, ...]]:
         """Give what waits for a session's next turns: input and work, each in the order of admission."""

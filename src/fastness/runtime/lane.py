@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from types import TracebackType
 from typing import Self
 
@@ -57,16 +58,19 @@ class LaneKeeper:
         self._held_until = asked_at + self._timings.ttl.total_seconds()
         self._asked_at = asked_at
         self._telemetry = telemetry or default_telemetry()
-        token = lease.fencing_token
-        self._log = turn_logger(
-            "fastness.lane", session_id=lease.session_id, turn_id=turn_id_of(token), fencing_token=token
-        )
+        self._granted_token = lease.fencing_token
         self._released = False
         self._settling = self._ended = False
         self._keeper: asyncio.Task[None] | None = None
         self._body: asyncio.Task[object] | None = None
         self._cancelled_before = 0
         self._cancelled = False
+
+    @property
+    def _log(self) -> logging.LoggerAdapter[logging.Logger]:
+        """What is told of this lane; most turns tell nothing, and pay nothing for it."""
+        token = self._granted_token
+        return turn_logger("fastness.lane", session_id=self.session_id, turn_id=turn_id_of(token), fencing_token=token)
 
     @property
     def fencing_token(self) -> int:

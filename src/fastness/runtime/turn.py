@@ -56,6 +56,13 @@ from fastness.telemetry import Telemetry, TurnSpan, default_telemetry
 _USAGE_SOURCE = "turn"
 
 
+def require_place(attached: SessionAttachmentStore | None) -> SessionAttachmentStore:
+    """Refuse to attach or to read where no place for attachments was named."""
+    if attached is None:
+        raise InvalidInputError("attachments", "have no place; name one: connect(url, attachments='some/directory')")
+    return attached
+
+
 class Turn:
     """What a handler has in hand while it runs a turn.
 
@@ -258,11 +265,7 @@ class Turn:
         return await self._attached().get(attachment_id)
 
     def _attached(self) -> SessionAttachmentStore:
-        if self._attachments is None:
-            raise InvalidInputError(
-                "attachments", "have no place; name one: connect(url, attachments='some/directory')"
-            )
-        return self._attachments
+        return require_place(self._attachments)
 
     def _due_ms(self, delay: float | timedelta) -> int:
         """Give the database's time after a delay; what it was when the turn began is known."""
