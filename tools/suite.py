@@ -1,7 +1,8 @@
 """Runs the whole test suite as a few pytest processes beside each other: most of it waits for disks and processes.
 
 Each group's output is printed when it is done; the last group is whatever no other one names, so that nothing is left
-out. Exit status 1 if any group has failed. ``--list`` prints the commands.
+out. What has failed is told once more at the very end, where a reader of a cut log still finds it. Exit status 1 if any
+group has failed. ``--list`` prints the commands.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ GROUPS: Sequence[Sequence[str]] = (
     ("tests/test_conformance.py", "tests/conformance", "tests/test_state_machine.py", "tests/test_agenda.py"),
     ("tests/runtime", "tests/sync", "tests/examples", "tests/proof", "tests/cli", "tests/testing", "tests/telemetry"),
 )
+
+# How much of a failed group's output is told again, in characters: its short summary and the end of a traceback.
+_LAST = 6_000
 
 
 class Running(NamedTuple):
@@ -41,15 +45,19 @@ def main() -> int:
         return 0
     started = time.monotonic()
     running = [_start(command) for command in commands()]
-    failed = 0
+    failed: list[str] = []
     while running:
         time.sleep(0.2)
         for group in [each for each in running if each.process.poll() is not None]:
             running.remove(group)
             group.output.seek(0)
-            print(f"== {group.paths}: {time.monotonic() - started:.0f} s\n{group.output.read()}", flush=True)
-            failed += group.process.returncode != 0
-    print(f"{failed} of {len(GROUPS) + 1} groups failed" if failed else "all groups passed")
+            said = group.output.read()
+            print(f"== {group.paths}: {time.monotonic() - started:.0f} s\n{said}", flush=True)
+            if group.process.returncode != 0:
+                failed.append(f"== failed, exit status {group.process.returncode}: {group.paths}\n{said[-_LAST:]}")
+    for end in failed:
+        print(end)
+    print(f"{len(failed)} of {len(GROUPS) + 1} groups failed" if failed else "all groups passed")
     return 1 if failed else 0
 
 
