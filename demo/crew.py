@@ -40,10 +40,10 @@ class Orders(msgspec.Struct, frozen=True):
     senders: int
 
 
-def connect(orders: Orders) -> tuple[fastness.Database, JournalTelemetry]:
+def connect(orders: Orders, timings: fastness.LeaseTimings | None = None) -> tuple[fastness.Database, JournalTelemetry]:
     """Open the database, with a journal."""
     told = JournalTelemetry(Journal.create_in(orders.journals))
-    return fastness.connect(orders.url, timings=TIMINGS, telemetry=told), told
+    return fastness.connect(orders.url, timings=timings, telemetry=told), told
 
 
 async def answer_all(orders: Orders, talks: list[Talk]) -> None:
@@ -61,7 +61,7 @@ async def answer_all(orders: Orders, talks: list[Talk]) -> None:
             for message in await call_model(row.source_key):
                 turn.append(message)
 
-    db, told = connect(orders)
+    db, told = connect(orders, TIMINGS)
     async with db:
         worker = fastness.Worker(db, told.handler(handler), concurrency=3, max_inputs=1, retry=RETRY)
         await worker.run(handle_signals=True)

@@ -6,6 +6,10 @@ With the kit's plugin there are a ``lab`` and ``attachments`` of them. A test th
 
 from __future__ import annotations
 
+import asyncio
+import io
+from collections.abc import Generator
+
 import pytest
 
 from fastness.conformance import AttachmentSubject, Subject
@@ -20,6 +24,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     both = ("subject", "attachment_subject")
     if set(both) <= set(metafunc.fixturenames):
         metafunc.definition.add_marker(pytest.mark.parametrize(both, PAIRS, indirect=True))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show where the tasks of a test stand that has run out of time: its traceback ends in the event loop."""
+    report = yield
+    runner = getattr(item, "funcargs", {}).get("_function_scoped_runner")
+    if runner is not None and call.excinfo is not None and "pytest-timeout" in str(call.excinfo.value):
+        stacks = io.StringIO()
+        for task in asyncio.all_tasks(runner.get_loop()):
+            task.print_stack(file=stacks)
+        report.sections.append(("Tasks of the event loop", stacks.getvalue()))
+    return report
 
 
 @pytest.fixture(params=sorted(ENGINES))

@@ -350,7 +350,13 @@ def test_no_session_that_can_run_is_missed(tmp_path: Path, engine: str, examples
                 for name in NAMES:
                     await factory.delete_session(player.id(name))
 
-        @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
+        @settings(
+            max_examples=examples,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        )
         @given(plans)
         def holds(plan: Sequence[Sequence[Step]]) -> None:
             nonlocal count

@@ -98,9 +98,14 @@ async def test_a_backup_beside_a_busy_writer_never_splits_a_commit(source: Path,
             for at in range(10_000):
                 made = commit(lease, await revision(store), node(f"w{at}", "a"))
                 await store.commit_runtime_state(made.with_outbox(said(f"w{at}", session_id="b")))
+                landed.set()
 
+        landed = asyncio.Event()
         writing = asyncio.create_task(write())
         for at in range(3):
+            # However slow the disk is, there is more in each than in the one before.
+            landed.clear()
+            await landed.wait()
             await backup(factory, tmp_path / f"{at}.db")
         writing.cancel()
         with contextlib.suppress(asyncio.CancelledError):

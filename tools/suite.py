@@ -7,6 +7,7 @@ group has failed. ``--list`` prints the commands.
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,9 @@ GROUPS: Sequence[Sequence[str]] = (
     ("tests/test_conformance.py", "tests/conformance", "tests/test_state_machine.py", "tests/test_agenda.py"),
     ("tests/runtime", "tests/sync", "tests/examples", "tests/proof", "tests/cli", "tests/testing", "tests/telemetry"),
 )
+
+# A group that takes longer hangs where no bound of a single test ends it. It is aborted, and shows where it stands.
+_LIMIT_S = 1_500
 
 # How much of a failed group's output is told again, in characters: its short summary and the end of a traceback.
 _LAST = 6_000
@@ -48,6 +52,9 @@ def main() -> int:
     failed: list[str] = []
     while running:
         time.sleep(0.2)
+        if time.monotonic() - started > _LIMIT_S:
+            for group in running:
+                group.process.send_signal(signal.SIGABRT)
         for group in [each for each in running if each.process.poll() is not None]:
             running.remove(group)
             group.output.seek(0)

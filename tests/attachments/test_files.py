@@ -6,7 +6,7 @@ import asyncio
 import errno
 import hashlib
 import os
-import time
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -196,12 +196,12 @@ async def test_a_put_that_is_cancelled_leaves_nothing(
     store: FileAttachmentStore, monkeypatch: pytest.MonkeyPatch, there: bool
 ) -> None:
     """A put that is cancelled waits for the thread that writes, and then nothing of it is left and nothing is open."""
-    writing, written = asyncio.Event(), []
+    writing, go_on, written = asyncio.Event(), threading.Event(), []
     loop, write = asyncio.get_running_loop(), os.write
 
     def slow_write(descriptor: int, block: bytes) -> int:
         loop.call_soon_threadsafe(writing.set)
-        time.sleep(0.2 if there else 0)
+        assert go_on.wait(30)
         written.append(write(descriptor, block))
         return written[-1]
 
@@ -215,10 +215,13 @@ async def test_a_put_that_is_cancelled_leaves_nothing(
     putting = asyncio.create_task(store.put(endless()))
     await writing.wait()
     if not there:
-        await asyncio.sleep(0.05)
+        go_on.set()
+        while sum(written) < 2 * BLOCK_BYTES:
+            await asyncio.sleep(0.001)
     putting.cancel()
     await asyncio.sleep(0)
     putting.cancel()  # twice does not make it leave earlier
+    go_on.set()
     with pytest.raises(asyncio.CancelledError):
         await putting
     assert sum(written) == (1 if there else 2) * BLOCK_BYTES

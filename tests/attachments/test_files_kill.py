@@ -316,7 +316,7 @@ async def test_kills_at_any_moment_lose_and_tear_nothing(tmp_path: Path) -> None
     acknowledged: set[str] = set()
     left = 0
     for _ in range(KILLS):
-        said = kill_one(store.root, tmp_path / "source", chance.random() * 0.15)
+        said = kill_one(store.root, tmp_path / "source", chance.random())
         acknowledged |= {line.split()[1] for line in said if line.startswith("done ")}
         left += len(list((store.root / "incoming").iterdir())) > 0
         if left % 3 == 0:  # whoever comes next may find what others left
@@ -334,13 +334,18 @@ async def test_kills_at_any_moment_lose_and_tear_nothing(tmp_path: Path) -> None
     assert list((store.root / "incoming").iterdir()) == []
 
 
-def kill_one(root: Path, source: Path, life_s: float) -> list[str]:
-    """Let one process put for a while from its first put on, kill it, and give all the lines that it wrote whole."""
+def kill_one(root: Path, source: Path, share: float) -> list[str]:
+    """Let one process put for a while from its first put on, kill it, and give all the lines that it wrote whole.
+
+    It lives for a share of a time in which several puts are done, however slow the disk is.
+    """
     command = [sys.executable, "-c", PUTTER, str(root), str(source)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        said = [process.stdout.readline(), process.stdout.readline()]
-        time.sleep(life_s)
+        said = [process.stdout.readline()]
+        begun = time.monotonic()
+        said.append(process.stdout.readline())
+        time.sleep(share * max(0.15, 4 * (time.monotonic() - begun)))
         process.kill()
         said += process.stdout
     assert process.returncode == -9

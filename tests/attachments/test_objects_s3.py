@@ -33,6 +33,8 @@ LARGE = bytes(range(256)) * (12 * 4096) + b"and a rest"
 """A bit more than 12 MiB: two parts."""
 LARGE_ID = hashlib.sha256(LARGE).hexdigest()
 HANGS_AT_MOST_S = 30
+SOON_MS = 1_000
+"""A patience that a test waits out: long enough for a request to reach a server on a slow machine."""
 """When a test gives up on what should have given up by itself long before."""
 
 Operation = Callable[[ObjectAttachmentStore], Awaitable[object]]
@@ -273,7 +275,7 @@ async def test_a_service_that_fails_for_ever_is_asked_a_bounded_number_of_times(
 async def test_a_service_that_hangs_is_unreachable(operation: Operation) -> None:
     """A service that says nothing at all is given up within our patience."""
     async with SickServer(in_turn(HANGS)) as server:
-        error = await failure(operation(ill(server, 250)))
+        error = await failure(operation(ill(server, SOON_MS)))
         assert server.requests
     assert error.reason == "unreachable"
 
@@ -321,7 +323,7 @@ async def test_a_body_that_stalls_is_unreachable() -> None:
         return HANGS if "range" in request.headers else Answer(200, b"hello", OBJECT, 6)
 
     async with SickServer(script) as server:
-        assert (await failure(ill(server, 250).get(HELLO))).reason == "unreachable"
+        assert (await failure(ill(server, SOON_MS).get(HELLO))).reason == "unreachable"
 
 
 @pytest.mark.parametrize("status", [400, 501])
@@ -389,7 +391,7 @@ async def test_an_upload_whose_parts_fail_is_called_off() -> None:
 async def test_an_upload_whose_parts_hang_is_unreachable(operation: str) -> None:
     """Where parts hang, the put is given up, and its parts too."""
     async with SickServer(upload_of(HANGS)) as server:
-        error = await failure(OPERATIONS[operation](ill(server, 250)))
+        error = await failure(OPERATIONS[operation](ill(server, SOON_MS)))
         assert server.seen("PUT") >= 1
     assert error.reason == "unreachable"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import time
+import threading
 from pathlib import Path
 
 import pytest
@@ -65,11 +65,11 @@ async def test_a_put_of_a_file_that_is_cancelled_stops_and_leaves_nothing(
     source.write_bytes(b"x" * 64 * 1024 * 1024)
     store = FileAttachmentStore(tmp_path / "store")
     written: list[int] = []
-    write, begun, loop = os.write, asyncio.Event(), asyncio.get_running_loop()
+    write, begun, go_on, loop = os.write, asyncio.Event(), threading.Event(), asyncio.get_running_loop()
 
     def slow(descriptor: int, block: bytes) -> int:
         loop.call_soon_threadsafe(begun.set)
-        time.sleep(0.02)
+        assert go_on.wait(30)
         written.append(write(descriptor, block))
         return written[-1]
 
@@ -77,6 +77,7 @@ async def test_a_put_of_a_file_that_is_cancelled_stops_and_leaves_nothing(
     putting = asyncio.create_task(store.put(source))
     await begun.wait()
     putting.cancel()
+    go_on.set()
     with pytest.raises(asyncio.CancelledError):
         await putting
     assert sum(written) < 64 * 1024 * 1024

@@ -272,17 +272,26 @@ async def test_sweeps_beside_fifty_puts_of_the_same_bytes_lose_nothing(lab: Lab,
 MANY = 60
 SHORT_TTL_MS = 4_000
 SWEEP = """
-import asyncio, sys, time
+import asyncio, signal, sys, time
 from fastness.attachments.files import FileAttachmentStore
 from fastness.attachments.reclaim import reclaim_orphaned_attachments
 from fastness.model import SessionStoreCreateRequest
 from fastness.persistence import SqliteSessionStoreFactory
 
+left = int(sys.argv[4])
+
+def say(what):
+    global left
+    print(what, flush=True)
+    left -= 1
+    if not left:
+        signal.pause()
+
 class Telling(FileAttachmentStore):
     async def delete(self, attachment_id):
-        print("before", flush=True)
+        say("before")
         freed = await super().delete(attachment_id)
-        print("after", flush=True)
+        say("after")
         return freed
 
 async def main():
@@ -296,8 +305,8 @@ asyncio.run(main())
 
 
 def kill_after(lines: int, *arguments: object) -> None:
-    """Begin a sweep in a process of its own, and kill it when it has said so much."""
-    command = [sys.executable, "-c", SWEEP, *map(str, arguments)]
+    """Begin a sweep in a process of its own, and kill it when it has said so much: it does nothing more then."""
+    command = [sys.executable, "-c", SWEEP, *map(str, arguments), str(lines)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for _ in range(lines):

@@ -245,14 +245,14 @@ def test_interrupt_asks_the_turn_that_runs(answered: Shell, url: str) -> None:
             async with db.turn("chat"):
                 asking = await asyncio.create_subprocess_exec(*words, stdout=subprocess.PIPE)
                 try:
-                    await asyncio.sleep(60)
+                    await asyncio.Event().wait()
                 finally:
                     told = (await asking.communicate())[0].decode()
         return told
 
     async def interrupted() -> str:
         """Look often enough."""
-        timings = fastness.LeaseTimings(timedelta(seconds=3), timedelta(milliseconds=200))
+        timings = fastness.LeaseTimings(timedelta(seconds=30), timedelta(milliseconds=200))
         async with fastness.connect(url, owner_id="me", timings=timings) as db:
             return await ask_itself(db)
 

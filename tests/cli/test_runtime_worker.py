@@ -325,7 +325,7 @@ def test_workers_shows_who_lives_and_what_is_held(app: Shell) -> None:
         assert (row.split()[:2], row.split()[-1], blank) == (["w1", "running"], str(child.process.pid), "")
         assert " of 3 " in row
         assert lane_head.split() == ["LANE", "HELD", "BY", "TOKEN", "SINCE", "STATE", "INTERRUPT"]
-        assert re.fullmatch(r"chat  w1 +1 +[0-9]s ago  expires in [0-9]+s", lane)
+        assert re.fullmatch(r"chat  w1 +1 +[0-9]+s ago  expires in [0-9]+s", lane)
         child.end(signal.SIGKILL)
     found = json.loads(app.done("workers", "--json"))
     assert [(one["worker_id"], one["concurrency"], one["is_silent"]) for one in found["workers"]] == [("w1", 3, False)]

@@ -19,6 +19,9 @@ from tests.servers.server import Server
 PATIENCE_S = 30.0
 """How long a test waits for what must come, in seconds."""
 
+HASTE_MS = 3_000
+"""A patience of an engine that a test waits out: long enough for all that a slow machine has to do within it."""
+
 
 class Ground(NamedTuple):
     """A schema that nothing else uses, in a database of a server. Engines and watchers find it by ``schema``."""

@@ -15,7 +15,7 @@ from fastness.errors import BackendError, CommitOutcomeUnknownError, ContendedEr
 from fastness.model import RuntimePersistence, SessionStoreCreateRequest
 from fastness.ops import directory
 from fastness.persistence import PostgresSessionStoreFactory
-from tests.engines.postgres_lab import Ground, until
+from tests.engines.postgres_lab import HASTE_MS, PATIENCE_S, Ground, until
 from tests.servers.postgres import Mode, PostgresServer, make_replica
 
 SESSIONS = ("a", "b", "c", "d", "e", "f")
@@ -156,7 +156,7 @@ async def test_closing_wakes_who_waits_for_work(own_ground: Ground) -> None:
     waiting = asyncio.create_task(factory.engine.wait_for_work(seen, 600))
     await asyncio.sleep(0.01)
     await factory.close()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         await asyncio.gather(waiting, return_exceptions=True)
 
 
@@ -177,7 +177,7 @@ async def test_a_snapshot_that_loses_its_server_says_so_and_the_engine_goes_on(
 
 async def test_an_engine_can_be_closed_after_a_snapshot_was_refused(own_ground: Ground, server: PostgresServer) -> None:
     """A snapshot that no connection could be had for is not waited for by close()."""
-    factory = own_ground.factory(pool_size=1, patience_ms=300)
+    factory = own_ground.factory(pool_size=1, patience_ms=HASTE_MS)
     await factory.create_store(SessionStoreCreateRequest("s"))
     own_ground.terminate()
     server.stop()
@@ -185,13 +185,13 @@ async def test_an_engine_can_be_closed_after_a_snapshot_was_refused(own_ground: 
         with pytest.raises(BackendError):
             async with factory.engine.snapshot():
                 pass
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         await factory.close()
 
 
 async def test_an_engine_comes_back_as_soon_as_its_server_does(own_ground: Ground, server: PostgresServer) -> None:
     """However long an outage was, the first call after it succeeds within its own patience."""
-    async with own_ground.factory(patience_ms=1500, pool_size=2) as factory:
+    async with own_ground.factory(patience_ms=2 * HASTE_MS, pool_size=2) as factory:
         store = await factory.create_store(SessionStoreCreateRequest("s"))
         server.stop()
         for _ in range(2):  # long enough for whoever waits ever longer between two tries
@@ -253,7 +253,7 @@ async def test_a_standby_is_refused_until_it_takes_over(pair: tuple[PostgresServ
 
 async def test_an_exhausted_patience_says_what_stood_in_the_way(own_ground: Ground, server: PostgresServer) -> None:
     """With the server away for longer than the patience, the error names the server and not the pool."""
-    async with own_ground.factory(patience_ms=400, pool_size=1) as factory:
+    async with own_ground.factory(patience_ms=HASTE_MS, pool_size=1) as factory:
         store = await factory.create_store(SessionStoreCreateRequest("s"))
         server.stop()
         with pytest.raises(

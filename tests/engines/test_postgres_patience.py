@@ -16,7 +16,7 @@ from fastness.model import RuntimePersistence, SessionStoreCreateRequest
 from fastness.ops import directory
 from fastness.persistence import PostgresSessionStoreFactory
 from fastness.sql.program import Read, Write
-from tests.engines.postgres_lab import Ground, until
+from tests.engines.postgres_lab import HASTE_MS, PATIENCE_S, Ground, until
 from tests.servers.proxy import Proxy
 
 S = SessionStoreCreateRequest("s")
@@ -25,8 +25,8 @@ OPEN = ("idle in transaction", "idle in transaction (aborted)")
 
 @pytest.fixture
 async def factory(own_ground: Ground) -> AsyncIterator[PostgresSessionStoreFactory]:
-    """An engine with few connections and little patience."""
-    async with own_ground.factory(pool_size=3, patience_ms=900) as made:
+    """An engine with few connections."""
+    async with own_ground.factory(pool_size=3) as made:
         yield made
 
 
@@ -34,6 +34,13 @@ async def factory(own_ground: Ground) -> AsyncIterator[PostgresSessionStoreFacto
 async def store(factory: PostgresSessionStoreFactory) -> RuntimePersistence:
     """A session."""
     return await factory.create_store(S)
+
+
+@pytest.fixture
+async def hasty(own_ground: Ground, store: RuntimePersistence) -> AsyncIterator[RuntimePersistence]:
+    """The same session on an engine whose patience runs out soon: for what is to outlast it, and for that alone."""
+    async with own_ground.factory(pool_size=3, patience_ms=HASTE_MS) as made:
+        yield await made.create_store(S)
 
 
 def hold_lane(ground: Ground, session_id: str = "s") -> psycopg.Connection:
@@ -50,14 +57,14 @@ def hold_lane(ground: Ground, session_id: str = "s") -> psycopg.Connection:
 
 
 async def test_a_lane_that_stays_locked_is_contended_and_nothing_is_written(
-    own_ground: Ground, store: RuntimePersistence
+    own_ground: Ground, store: RuntimePersistence, hasty: RuntimePersistence
 ) -> None:
     """A write waits for a lane as long as its patience lasts, changes nothing, and succeeds when it is sent again."""
     with hold_lane(own_ground) as stranger:
         with pytest.raises(ContendedError, match="nothing happened: retry the same call unchanged") as caught:
-            await store.enqueue_pending_turn_input(said("x"))
+            await hasty.enqueue_pending_turn_input(said("x"))
         assert "a lane stayed locked" in str(caught.value)
-        assert caught.value.waited_ms >= 300
+        assert caught.value.waited_ms >= HASTE_MS // 3
         assert texts(await store.list_pending_turn_inputs("s")) == [], "readers do not wait for the lane"
         stranger.execute("rollback")
     assert (await store.enqueue_pending_turn_input(said("x"))).admission_seq == 1
@@ -165,12 +172,12 @@ async def test_a_refusal_that_passes_is_tried_again_inside(
 
 
 async def test_a_refusal_that_never_passes_ends_with_the_patience(
-    own_ground: Ground, factory: PostgresSessionStoreFactory, store: RuntimePersistence
+    own_ground: Ground, store: RuntimePersistence, hasty: RuntimePersistence
 ) -> None:
     """A serialization failure for ever is contended in the end, with nothing written and no transaction left open."""
     await refuse(own_ground, "turn_input", "40001", 10**9)
     with pytest.raises(ContendedError, match="the server refused: injected"):
-        await store.enqueue_pending_turn_input(said("x"))
+        await hasty.enqueue_pending_turn_input(said("x"))
     own_ground.execute("drop trigger refuse on turn_input")
     assert own_ground.sessions(*OPEN) == []
     assert (await store.enqueue_pending_turn_input(said("x"))).admission_seq == 1
@@ -198,14 +205,14 @@ async def test_a_refusal_that_no_retry_mends_is_said_at_once(
 # The pool
 
 
-async def test_an_exhausted_pool_is_contended_and_recovers(own_ground: Ground, store: RuntimePersistence) -> None:
+async def test_an_exhausted_pool_is_contended_and_recovers(own_ground: Ground, hasty: RuntimePersistence) -> None:
     """When all connections wait for locks, a reader is turned away within its patience, and served afterwards."""
     with hold_lane(own_ground):
-        writers = [asyncio.create_task(store.enqueue_pending_turn_input(said("x"))) for _ in range(12)]
+        writers = [asyncio.create_task(hasty.enqueue_pending_turn_input(said("x"))) for _ in range(12)]
         await until(lambda: own_ground.execute("select count(*) from pg_locks where not granted")[0][0] >= 3)
         answers = await asyncio.gather(*writers, return_exceptions=True)
     assert {type(answer) for answer in answers} == {ContendedError}
-    assert await asyncio.gather(*(store.list_pending_turn_inputs("s") for _ in range(12))) == [[]] * 12
+    assert await asyncio.gather(*(hasty.list_pending_turn_inputs("s") for _ in range(12))) == [[]] * 12
 
 
 async def slots(ground: Ground, factory: PostgresSessionStoreFactory, size: int) -> None:
@@ -216,7 +223,7 @@ async def slots(ground: Ground, factory: PostgresSessionStoreFactory, size: int)
         async with factory.engine.snapshot():
             await everybody.wait()
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         await asyncio.gather(*(hold() for _ in range(size)))
     assert ground.sessions(*OPEN) == []
 
@@ -430,7 +437,7 @@ async def test_a_holder_of_a_lane_that_stands_still_is_cut_off(own_ground: Groun
             freed.append(True)
 
     armed = False
-    async with own_ground.factory(pool_size=2, patience_ms=900, batch_hook=stand_still) as factory:
+    async with own_ground.factory(pool_size=2, patience_ms=HASTE_MS, batch_hook=stand_still) as factory:
         store = await factory.create_store(S)
         await store.enqueue_pending_turn_input(said("x"))
         armed = True
@@ -442,8 +449,8 @@ async def test_a_holder_of_a_lane_that_stands_still_is_cut_off(own_ground: Groun
 
 async def test_a_snapshot_is_held_for_as_long_as_its_reader_takes(own_ground: Ground) -> None:
     """Who reads slowly is no holder of a lane: a snapshot outlives the patience."""
-    async with own_ground.factory(pool_size=1, patience_ms=300) as factory:
+    async with own_ground.factory(pool_size=1, patience_ms=HASTE_MS) as factory:
         await factory.create_store(S)
         async with factory.engine.snapshot() as snapshot:
-            await asyncio.sleep(0.9)
+            await asyncio.sleep(1.5 * HASTE_MS / 1000)
             assert await snapshot.read(lambda: directory.sid_of("s")) == 1

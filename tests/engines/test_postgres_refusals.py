@@ -24,7 +24,7 @@ from fastness.errors import (
 )
 from fastness.model import SessionStoreCreateRequest
 from fastness.persistence import PostgresSessionStoreFactory, open_database
-from tests.engines.postgres_lab import Ground
+from tests.engines.postgres_lab import HASTE_MS, Ground
 from tests.servers.postgres import PostgresServer
 from tests.servers.room import free_port
 
@@ -247,7 +247,7 @@ async def test_a_role_with_too_many_connections_is_told_so(ground: Ground, role:
     ground.execute(f'alter role "{role}" connection limit 1')
     url = ground.server.url(ground.database, role, SECRET)
     with psycopg.connect(url):
-        error = await refusal(ground.factory(url, patience_ms=500))
+        error = await refusal(ground.factory(url, patience_ms=HASTE_MS))
     assert type(error) is DatabaseOpenError
     assert f'too many connections for role "{role}"' in str(error)
     assert str(error).endswith("; lower pool_size, put a pooler in front, or raise max_connections")
@@ -261,7 +261,7 @@ async def test_a_server_without_a_free_connection_says_so() -> None:
             while len(taken) < 10:
                 taken.append(psycopg.connect(small.url()))
         assert 1 <= len(taken) <= 6
-        error = await refusal(PostgresSessionStoreFactory(small.url(), patience_ms=500))
+        error = await refusal(PostgresSessionStoreFactory(small.url(), patience_ms=HASTE_MS))
         assert type(error) is DatabaseOpenError
         assert "too many clients" in str(error)
         assert str(error).endswith("; lower pool_size, put a pooler in front, or raise max_connections")
@@ -372,7 +372,7 @@ async def test_the_next_call_tries_again_once_the_cause_is_mended(own_ground: Gr
     server = own_ground.server
     assert isinstance(server, PostgresServer)
     server.stop()
-    async with own_ground.factory(patience_ms=1000) as factory:
+    async with own_ground.factory(patience_ms=HASTE_MS) as factory:
         with pytest.raises(DatabaseOpenError, match="refused"):
             await factory.create_store(SESSION)
         server.start()

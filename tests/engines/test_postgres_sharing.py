@@ -25,7 +25,7 @@ from fastness.conformance.builders import (
 )
 from fastness.model import Busy, SessionStoreCreateRequest
 from fastness.persistence import PostgresSessionStoreFactory
-from tests.engines.postgres_lab import Ground, ground_of, named, until
+from tests.engines.postgres_lab import PATIENCE_S, Ground, ground_of, named, until
 from tests.servers.pgbouncer import PgBouncer, pgbouncer_missing
 from tests.servers.postgres import second_server
 
@@ -143,7 +143,7 @@ async def test_a_pool_configured_by_keywords_leads_wake_ups_to_the_same_place(gr
             await until(lambda: len(ground.execute("select 1 from pg_stat_activity where query like 'listen%%'")) >= 1)
             seen = await factory.engine.wait_for_work(0, 5)
             await store.enqueue_queued_work(work())
-            assert await factory.engine.wait_for_work(seen, 10) != seen
+            assert await factory.engine.wait_for_work(seen, PATIENCE_S) != seen
         await factory.close()
 
 
@@ -233,7 +233,7 @@ async def test_wake_ups_go_past_a_pooler_by_the_listen_url(
         await listening(own_ground, other)
         seen = await other.engine.wait_for_work(0, 1)
         await store.enqueue_queued_work(work())
-        assert await other.engine.wait_for_work(seen, 10) != seen
+        assert await other.engine.wait_for_work(seen, PATIENCE_S) != seen
 
 
 async def test_without_a_listen_url_waiting_behind_a_pooler_ends_with_its_time(
@@ -266,12 +266,12 @@ async def test_a_listener_that_was_cut_off_comes_back_and_looks_again(ground: Gr
         await listening(ground, here)
         seen = await here.engine.wait_for_work(0, 1)
         ground.terminate()
-        again = await here.engine.wait_for_work(seen, 20)
+        again = await here.engine.wait_for_work(seen, PATIENCE_S)
         assert again != seen, "whoever was cut off may have missed something"
         await listening(ground, here)
         seen = await here.engine.wait_for_work(0, 0.001)
         await store.enqueue_pending_turn_input(said("x"))
-        assert await here.engine.wait_for_work(seen, 10) != seen
+        assert await here.engine.wait_for_work(seen, PATIENCE_S) != seen
 
 
 async def test_a_burst_of_submissions_makes_few_notices(ground: Ground) -> None:
@@ -320,7 +320,7 @@ async def test_work_of_another_process_wakes_this_one(ground: Ground) -> None:
         for order in (b"enqueue\n", b"commit\n"):
             seen = await factory.engine.wait_for_work(0, 0.3)
             other.stdin.write(order)
-            assert await factory.engine.wait_for_work(seen, 10) != seen
+            assert await factory.engine.wait_for_work(seen, PATIENCE_S) != seen
             assert await other.stdout.readline() == b"done\n"
         other.stdin.close()
         assert await other.wait() == 0

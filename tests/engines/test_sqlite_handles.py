@@ -115,11 +115,13 @@ pid = os.fork()
 if pid == 0:
     asyncio.set_event_loop(None)
     asyncio.run(child())
-    sys.exit(0)
+    sys.stdout.flush()
+    os._exit(0)  # the parent's loop is not the child's to close
 assert os.waitpid(pid, 0)[1] == 0
 parent.run_until_complete(engine.write(add("b")))
 print(parent.run_until_complete(engine.read(refs)))
 parent.run_until_complete(engine.close())
+parent.close()
 print(os.path.exists(path + "-wal"))
 """
 

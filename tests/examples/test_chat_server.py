@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -22,6 +24,7 @@ HERE = Path(__file__).resolve().parent.parent.parent / "examples" / "chat_server
 BIN = Path(sys.executable).parent
 FORTY = " ".join(map(str, range(1, 41)))
 PATIENCE_S = 60.0
+"""How long a process may take to tell what is waited for. One that does not is killed, and that is a failure."""
 
 
 class Child:
@@ -35,10 +38,15 @@ class Child:
     def until(self, part: str) -> str:
         """Read what it tells up to a line with this in it."""
         told = []
-        for line in self.err:
-            told.append(line)
-            if part in line:
-                return line
+        patience = threading.Timer(PATIENCE_S, self.process.kill)
+        patience.start()
+        try:
+            for line in self.err:
+                told.append(line)
+                if part in line:
+                    return line
+        finally:
+            patience.cancel()
         raise AssertionError(f"{part!r} is not in {told}")
 
     @contextmanager
@@ -53,6 +61,13 @@ class Child:
         self.process.send_signal(number)
         self.err.read()
         return self.process.wait()
+
+
+def first_to_tell(*children: Child) -> Child:
+    """Wait until one of them tells something. All that they have told before was read."""
+    ready, _, _ = select.select([each.err for each in children], [], [], PATIENCE_S)
+    assert ready, "nobody tells anything"
+    return next(each for each in children if each.err in ready)
 
 
 @contextmanager
@@ -210,10 +225,11 @@ def test_an_answer_can_be_stopped(chat: Chat) -> None:
 
 def test_a_worker_that_dies_is_replaced_by_the_other_one(chat: Chat) -> None:
     """The answer begins anew there, and is in the transcript once."""
-    first = chat.hire()
+    workers = chat.hire(), chat.hire()
     chat.say("Count to forty.")
-    first.until("answering, attempt 1")
-    second = chat.hire()
+    first = first_to_tell(*workers)
+    assert "answering, attempt 1" in first.err.readline()
     first.end(signal.SIGKILL)
+    (second,) = (each for each in workers if each is not first)
     second.until("answering, attempt 2")
     assert chat.until(2) == [("user", "Count to forty."), ("assistant", FORTY)]

@@ -123,20 +123,25 @@ def test_an_agent_wakes_itself_until_it_is_done(tmp_path: Path) -> None:
     assert check(tmp_path, "background.db").endswith("no fault found\n")
 
 
+DYING = """
+import asyncio, os, signal, background_agent
+ask = background_agent.percent_done
+
+async def die(deployment, look, attempt):
+    if look == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return await ask(deployment, look, attempt)
+
+background_agent.percent_done = die
+asyncio.run(background_agent.main())
+"""
+
+
 def test_an_agent_that_was_killed_wakes_up_all_the_same(tmp_path: Path) -> None:
     """What it had done before is not done again, and what it was at is."""
-    with subprocess.Popen(
-        command("background_agent.py"), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("shop: look 2"):
-                break
-        process.kill()
-    lines = run(command("background_agent.py"), tmp_path).splitlines()
-    assert LOOKS[0] not in lines
-    assert [line for line in lines if line not in LOOKS] == [*FAILURES, *TRANSCRIPT]
-    assert LOOKS[3] in lines
+    words = ["env", f"PYTHONPATH={EXAMPLES}", sys.executable, "-B", "-c", DYING]
+    assert run(words, tmp_path, status=-9).splitlines() == list(LOOKS[:2])
+    assert run(command("background_agent.py"), tmp_path).splitlines() == [*LOOKS[2:], *FAILURES, *TRANSCRIPT]
 
 
 # --- the agent with tools ---

@@ -91,9 +91,11 @@ def test_a_conversation_is_what_users_said_and_what_was_recorded_behind_it(demo:
 
 def test_a_demo_that_could_kill_nobody_fails_unless_that_was_asked_for(tmp_path: Path) -> None:
     """Too short a run shows nothing; ``--kills 0`` asks for no more than a run. The database must be its own."""
-    talk = tmp_path / "talk.json"
+    silence, talk = tmp_path / "silence.json", tmp_path / "talk.json"
+    silence.write_text('{"messages": []}')
     talk.write_text('[{"role": "assistant", "content": "Anybody?"}]')
-    short = run_demo("--input", talk, "--workers", 1, "--stops", 0)
+    # Nobody has anything to write, so nobody is ever at work, however long that takes.
+    short = run_demo("--input", silence, "--workers", 1, "--stops", 0)
     assert (short.returncode, short.stderr) == (1, "")
     assert "failed: nobody was killed, so nothing was shown\n" in short.stdout
     url = f"sqlite:///{tmp_path}/own.db"

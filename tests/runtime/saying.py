@@ -18,9 +18,9 @@ T = TypeVar("T")
 PATIENCE_S = 30.0
 """How long a law waits for what has to come. What does not is a failure, never a pass."""
 
-OFTEN = LeaseTimings(timedelta(seconds=10), timedelta(milliseconds=50))
+OFTEN = LeaseTimings(timedelta(seconds=30), timedelta(milliseconds=50))
 """A lease that is renewed so often that a law sees it soon, and lives so long that a slow machine loses none."""
-TTL_MS = 10_000
+TTL_MS = 30_000
 
 AT_ONCE = RetryPolicy(3, timedelta(0), timedelta(0))
 """Three attempts without a pause."""

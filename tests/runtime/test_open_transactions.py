@@ -14,7 +14,7 @@ import pytest
 from fastness.runtime.database import Database, connect
 from fastness.runtime.turn import Turn
 from fastness.runtime.worker import Worker
-from tests.runtime.saying import soon, texts, until, view
+from tests.runtime.saying import PATIENCE_S, soon, texts, until, view
 from tests.servers.postgres import shared_server
 
 NAME = "open_transactions"
@@ -39,13 +39,17 @@ async def all_of_it(turn: Turn) -> None:
 
 
 def write(path: Path) -> None:
-    """Take the write lock of a file as any other program would, without waiting for it, and commit."""
+    """Take the write lock of a file as any other program would, commit, and write the log back.
+
+    A worker's own short transactions are waited for; the turn waits for us, so one of its own would never end.
+    """
     with closing(apsw.Connection(str(path))) as connection:
-        connection.set_busy_timeout(0)
+        connection.set_busy_timeout(int(PATIENCE_S * 1000))
         connection.execute(
             "begin immediate; create table if not exists others (n); insert into others values (1); commit"
         )
-        connection.execute("pragma wal_checkpoint(truncate)")
+        ((was_busy, _, _),) = connection.execute("pragma wal_checkpoint(truncate)")
+        assert not was_busy
 
 
 async def test_others_can_write_a_file_while_a_turn_runs(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -131,7 +132,7 @@ def test_a_handler_that_takes_too_long_loses_its_turn_and_holds_up_nobody(db: sy
         return "in time"
 
     db.send("s", "hello")
-    with sync.Worker(db, handler, concurrency=1, retry=SOON, turn_timeout=timedelta(milliseconds=200)) as worker:
+    with sync.Worker(db, handler, concurrency=1, retry=SOON, turn_timeout=timedelta(seconds=2)) as worker:
         until(lambda: last_of(db, "s") == "in time")
         go_on.set()
         until(lambda: bool(told))
@@ -206,6 +207,34 @@ def test_ctrl_c_in_run_drains_and_goes_on_as_itself(place: Place) -> None:
     with place.connect() as db:
         worker = sync.Worker(db, handler)
         db.send("s", "hello")
+        with pytest.raises(KeyboardInterrupt):
+            worker.run()
+        assert last_of(db, "s") == "finished"
+
+
+def test_ctrl_c_while_run_begins_drains_as_well(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker may be at work by then, although its thread does not know of it yet."""
+    inside = threading.Event()
+
+    def handler(turn: sync.Turn) -> str:
+        """Answer after Ctrl-C."""
+        inside.set()
+        until(worker._over._stopping.is_set)
+        return "finished"
+
+    with place.connect() as db:
+        worker = sync.Worker(db, handler)
+        db.send("s", "hello")
+        loop, post = worker._loop, worker._loop._post
+
+        def interrupted(*given: Any) -> None:
+            """Post it, and never come back."""
+            monkeypatch.setattr(loop, "_post", post)
+            post(*given)
+            in_time(inside)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(loop, "_post", interrupted)
         with pytest.raises(KeyboardInterrupt):
             worker.run()
         assert last_of(db, "s") == "finished"

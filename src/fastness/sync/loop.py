@@ -25,9 +25,9 @@ Make = Callable[[], Awaitable[R]]
 class Call(Generic[R]):
     """One call: what it comes to is in ``future``, for any thread."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, make: Make[R]) -> None:
+    def __init__(self, make: Make[R]) -> None:
         self.future: concurrent.futures.Future[R] = concurrent.futures.Future()
-        self._loop = loop
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._make = make
         self._task: asyncio.Task[R] | None = None
 
@@ -36,14 +36,20 @@ class Call(Generic[R]):
         try:
             return self.future.result()
         except BaseException:
-            if not self.future.done():
+            if self._loop is not None and not self.future.done():
                 with contextlib.suppress(RuntimeError):  # then the loop is gone, and the call with it
                     self._loop.call_soon_threadsafe(self.cancel)
                 concurrent.futures.wait([self.future])
             raise
 
+    def post(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Have it begin on a loop soon, from any thread. Raises ``RuntimeError`` where that is closed."""
+        self._loop = loop
+        loop.call_soon_threadsafe(self.start)
+
     def start(self) -> None:
         """Begin it, on the loop's thread."""
+        assert self._loop is not None
         self._task = self._loop.create_task(self._work())
         self._task.add_done_callback(self._ended)
 
@@ -94,12 +100,27 @@ class LoopThread:
 
     def start(self, make: Make[R]) -> Call[R]:
         """Begin a call without waiting for it. Raises ``HandleUnusableError`` as ``run`` does."""
+        call = Call(make)
+        self.begin(call)
+        return call
+
+    def begin(self, call: Call[R]) -> None:
+        """Begin a call that was made before, so that whoever is interrupted amid this still has it: see ``has_begun``.
+
+        Raises ``HandleUnusableError`` as ``run`` does.
+        """
         self._refuse_fork()
         with self._lock:
             if self._is_closed:
                 raise _closed("is closed")
             self._refuse_own_thread()
-            return self._post(self._started(), make)
+            self._post(self._started(), call)
+
+    def has_begun(self, call: Call[Any]) -> bool:
+        """Find out whether a call is on its way whose ``begin`` was broken off, as by Ctrl-C."""
+        with contextlib.suppress(HandleUnusableError):
+            self.run(_nothing)  # what was posted before this has begun when this has
+        return call.task is not None
 
     def post(self, function: Callable[[], object]) -> None:
         """Have a plain function called on the loop soon, from any thread and from a signal's handler."""
@@ -126,7 +147,7 @@ class LoopThread:
             thread, loop = self._thread, self._loop
             if thread is None or loop is None:
                 return
-            call = None if was_closed else self._post(loop, lambda: self._wind_up(last))
+            call = None if was_closed else self._post(loop, Call(lambda: self._wind_up(last)))
         try:
             if call is not None:
                 call.result()
@@ -164,10 +185,9 @@ class LoopThread:
             self._loop, self._thread, self._pid = loop, thread, os.getpid()
         return self._loop
 
-    def _post(self, loop: asyncio.AbstractEventLoop, make: Make[R]) -> Call[R]:
-        call = Call(loop, make)
+    def _post(self, loop: asyncio.AbstractEventLoop, call: Call[R]) -> Call[R]:
         try:
-            loop.call_soon_threadsafe(call.start)
+            call.post(loop)
         except RuntimeError:  # something has ended the thread
             raise _closed("is closed") from None
         self._calls.add(call)
@@ -198,6 +218,10 @@ class LoopThread:
             await last()
         finally:
             self._stopping.set()
+
+
+async def _nothing() -> None:
+    return None
 
 
 def _closed(reason: str) -> HandleUnusableError:

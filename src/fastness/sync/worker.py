@@ -22,6 +22,7 @@ from fastness.runtime.worker import Worker as AsyncWorker
 from fastness.sync.crew import Crew
 from fastness.sync.database import Database
 from fastness.sync.face import Face, Seen, like
+from fastness.sync.loop import Call
 from fastness.sync.turn import Turn
 from fastness.telemetry import error_type, turn_logger
 
@@ -89,13 +90,14 @@ class Worker(Face):
         still runs.
         """
         with self._signals() if handle_signals else contextlib.nullcontext():
-            running = None
+            running = Call(self._over.run)
             try:
-                running = self._loop.start(self._over.run)
+                self._loop.begin(running)
                 running.future.result()
             except BaseException:
                 self.stop()
-                if running is not None and not running.future.done():
+                # Ctrl-C may come before it is known that the worker runs.
+                if not running.future.done() and self._loop.has_begun(running):
                     running.result()
                 raise
             finally:
