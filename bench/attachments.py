@@ -8,16 +8,22 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
+from bench.findings import Found, Part, Size, Spread, Table, Value
 from fastness.attachments.files import FileAttachmentStore
 
+ROOT = Path(__file__).resolve().parent.parent
 KIB, MIB = 1024, 1024**2
 PIECE = MIB
 
-SIZES = {"1_kb": (KIB, 300), "1_mb": (MIB, 80), "100_mb": (100 * MIB, 9)}
-"""What is put, in bytes, and in how many rounds."""
+SIZES = {"1_kb": KIB, "1_mb": MIB, "100_mb": 100 * MIB}
+"""What is put, in bytes."""
+ROUNDS: Mapping[Size, Mapping[str, int]] = {
+    "short": {"1_kb": 200, "1_mb": 50, "100_mb": 5},
+    "full": {"1_kb": 500, "1_mb": 150, "100_mb": 15},
+}
 
 WARM_UP = 20
 
@@ -27,19 +33,23 @@ LARGEST_KEPT = MIB
 MEMORY_SIZES = {"100_mb": 100 * MIB, "1_gb": 1024 * MIB}
 
 
-def against_bare_files(folder: Path) -> dict[str, object]:
+def against_bare_files(folder: Path, size: Size) -> Found:
     """Puts from a path against reading, writing, syncing, renaming and syncing the directory, round by round.
 
     Both sides read files of random content that no round before had, and that are on the disk already.
     """
-    figures: dict[str, object] = {}
-    for name, (size, rounds) in SIZES.items():
-        ours, bare = asyncio.run(_rounds(folder / name, size, rounds))
-        ours_ms, bare_ms = statistics.median(ours) * 1e3, statistics.median(bare) * 1e3
-        figures[f"bare_{name}_ms"] = round(bare_ms, 3)
-        figures[f"put_{name}_ms"] = round(ours_ms, 3)
-        figures[f"ratio_{name}"] = ours_ms / bare_ms
-    return figures
+    figures: dict[str, Value] = {}
+    rows: dict[str, list[Value]] = {}
+    for name, length in SIZES.items():
+        ours, bare = asyncio.run(_rounds(folder / name, length, ROUNDS[size][name]))
+        ours_ms, bare_ms = ([seconds * 1e3 for seconds in side] for side in (ours, bare))
+        figures[f"ratio_{name}"] = statistics.median(ours_ms) / statistics.median(bare_ms)
+        rows[name.replace("_", " ").upper()] = [Spread.of(ours_ms), Spread.of(bare_ms), len(ours)]
+    settings = {
+        "ours": "as it comes: the file synced, renamed, its directory synced",
+        "bare": "read, write, fsync, rename, fsync of the directory, by one thread that does nothing else",
+    }
+    return Found(figures, [Table("Milliseconds for one", ("ours", "bare", "rounds"), rows)], settings)
 
 
 async def _rounds(folder: Path, size: int, rounds: int) -> tuple[list[float], list[float]]:
@@ -105,20 +115,21 @@ def _remove(folder: Path) -> None:
         path.rmdir() if path.is_dir() else path.unlink()
 
 
-def memory_of_puts(folder: Path) -> dict[str, object]:
+def memory_of_puts(folder: Path, size: Size) -> Found:
     """How far the peak memory of a fresh process grows by one large put, beyond that of one small put."""
-    figures: dict[str, object] = {}
+    del size  # it is of one size
+    figures: dict[str, Value] = {}
     grown = []
-    for name, size in MEMORY_SIZES.items():
-        source = _source(folder / "source", size)
+    for name, length in MEMORY_SIZES.items():
+        source = _source(folder / "source", length)
         for kind in ("path", "stream"):
-            command = [sys.executable, __file__, kind, str(source), str(folder / "store")]
-            process = subprocess.run(command, check=True, capture_output=True, text=True)
+            command = [sys.executable, "-m", "bench.attachments", kind, str(source), str(folder / "store")]
+            process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
             grown.append(int(process.stdout) / KIB)
             figures[f"{kind}_{name}_mib"] = round(grown[-1], 1)
             _remove(folder / "store")
         source.unlink()
-    return figures | {"largest_mib": max(grown)}
+    return Found(figures | {"largest_mib": max(grown)})
 
 
 async def _pieces(source: Path) -> AsyncIterator[bytes]:
@@ -142,6 +153,22 @@ def _peak_kib() -> int:
     (line,) = (line for line in status.splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1])
 
+
+PARTS = (
+    Part(
+        "attachments",
+        "Attachments as files",
+        against_bare_files,
+        """Puts from a path, each of random content that no round before had and that is on the disk already.""",
+    ),
+    Part(
+        "attachments_memory",
+        "Memory of large attachments",
+        memory_of_puts,
+        """How far the peak memory of a fresh process grows by one put, from a path and from a stream.""",
+        in_short=False,
+    ),
+)
 
 if __name__ == "__main__":
     print(asyncio.run(_grow(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))))

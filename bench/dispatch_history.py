@@ -5,16 +5,12 @@ sessions, each with its lane, a head and ten settled inputs. Their transcripts a
 databases get fresh statistics. Then the same is done on both, in turns, each time on a session that was not touched
 since the filling: send, and (this is timed) read the agenda and begin the turn; then give it back and cancel the input,
 so that the session is idle again.
-
-``python -m bench.dispatch_history 10000`` does it with another number of sessions.
 """
 
 from __future__ import annotations
 
 import asyncio
 import statistics
-import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +18,8 @@ from typing import NamedTuple
 import apsw
 import psycopg
 
-from bench.dispatch import Figures, places
+from bench.dispatch import places
+from bench.findings import Found, Part, Size, Value
 from fastness.factory import EngineSessionStoreFactory, open_database
 from fastness.model import (
     NextTurn,
@@ -37,7 +34,7 @@ from fastness.persistence import mint_owner
 from fastness.sql.program import Param, Program, Statement, Write
 from fastness.store import SessionStore
 
-SESSIONS = 100_000
+SESSIONS = {"short": 20_000, "full": 100_000}
 INPUTS_EACH = 10
 CHUNK = 5_000
 ROUNDS = 400
@@ -74,18 +71,19 @@ class Claimed(NamedTuple):
     begin_s: float
 
 
-def beside_history(folder: Path, sessions: int = SESSIONS) -> Figures:
+def beside_history(folder: Path, size: Size) -> Found:
     """Median time of a claim beside the history divided by that without, on both engines."""
-    figures: Figures = {"idle_sessions": sessions, "settled_inputs": sessions * INPUTS_EACH}
+    sessions = SESSIONS[size]
+    figures: dict[str, Value] = {"idle_sessions": sessions, "settled_inputs": sessions * INPUTS_EACH}
     with places(folder) as made:
         for engine, place in made.items():
             with place.database() as empty, place.database() as full:
                 for name, value in asyncio.run(_measure(empty, full, sessions)).items():
                     figures[f"{engine}_{name}"] = value
-    return figures
+    return Found(figures)
 
 
-async def _measure(empty_url: str, full_url: str, sessions: int) -> Figures:
+async def _measure(empty_url: str, full_url: str, sessions: int) -> dict[str, Value]:
     rounds = ROUNDS + WARM_UP
     names = [f"session-{1 + at * (sessions // rounds)}" for at in range(rounds)]
     async with open_database(empty_url) as empty, open_database(full_url) as full:
@@ -104,7 +102,7 @@ async def _measure(empty_url: str, full_url: str, sessions: int) -> Figures:
                 claimed = await _claim(factory, name)
                 if at >= WARM_UP:
                     taken[side].append(claimed)
-    figures: Figures = {"filling_s": round(filling, 1)}
+    figures: dict[str, Value] = {"filling_s": round(filling, 1)}
     for side, claims in taken.items():
         figures[f"{side}_agenda_us"] = round(statistics.median(each.agenda_s for each in claims) * 1e6)
         figures[f"{side}_begin_us"] = round(statistics.median(each.begin_s for each in claims) * 1e6)
@@ -163,6 +161,12 @@ async def _claim(factory: EngineSessionStoreFactory, session_id: str) -> Claimed
     return claimed
 
 
-if __name__ == "__main__":
-    with tempfile.TemporaryDirectory(dir=Path(__file__).parent, prefix="out-") as made_folder:
-        print(beside_history(Path(made_folder), int(sys.argv[1]) if sys.argv[1:] else SESSIONS))
+PARTS = (
+    Part(
+        "claims",
+        "Claims beside a long history",
+        beside_history,
+        f"""Filled by SQL in bulk, then analysed. {ROUNDS} rounds on each database in turns, each on a session that was
+not touched since: the agenda is read and a turn begun, not run. The ratios are medians over the rounds.""",
+    ),
+)

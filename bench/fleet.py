@@ -20,16 +20,20 @@ import psycopg
 from tests.servers.postgres import PostgresServer
 from tests.servers.proxy import Proxy
 
+from bench.findings import Found, Part, Size, Spread, Table, Value
 from bench.function import Limit
 from bench.turns import Turns
 from fastness.persistence import PostgresSessionStoreFactory, SessionStoreCreateRequest
+from fastness.sql.program import Program, Read, Statement, Write
 
-ROUNDS = 5
-TURNS = {1: 800, 8: 300}
+ROUNDS = {"short": 3, "full": 9}
+TURNS = {1: 400, 8: 150}
 """How many turns each of so many clients makes in a round."""
 COLD = 50
-ONE_WAY_S = 0.0005
-OVER_NETWORK = 400
+ONE_WAY_S = {"1_ms": 0.0005, "5_ms": 0.0025}
+"""How long messages are held each way, by the round-trip time that this makes."""
+OVER_NETWORK = {"short": 250, "full": 600}
+_DURABLE = ("fsync", "synchronous_commit", "full_page_writes", "wal_sync_method")
 SETTINGS = {"shared_buffers": "128MB"}
 """What PostgreSQL has by itself; the tests' servers have less."""
 
@@ -59,47 +63,77 @@ class Worker:
         return found
 
 
-def against_one_function(folder: Path) -> dict[str, object]:
+def against_one_function(folder: Path, size: Size) -> Found:
     """Commits per second of ours divided by calls per second of the function, at 1 and at 8 connections."""
     with PostgresServer(settings=SETTINGS) as server, server.database() as url:
-        asyncio.run(_make_schemas(url))
+        asyncio.run(make_schemas(url))
         limit = Limit(server, url, "bare", "ours", folder)
-        bench = _Side(url, limit)
+        bench = _Sides(url, limit)
         bench.warm_up()
-        rounds = [bench.round() for _ in range(ROUNDS)]
-        size = bench.sizes
+        rounds = [bench.round() for _ in range(ROUNDS[size])]
         limit.close()
-        version = server.version
+        settings = asyncio.run(durability(url, server.version))
     rates = {name: [found[name] for found in rounds] for name in rounds[0]}
+    rows: dict[str, list[Value]] = {}
+    for title, name in (
+        ("1 connection", "1"),
+        ("8 connections", "8"),
+        ("8 connections in 2 processes", "2_processes"),
+    ):
+        ours, function = rates[f"ours_{name}"], rates[f"function_{name}"]
+        rows[title] = [Spread.of(ours), Spread.of(function), Spread.of_ratios(ours, function)]
+    figures: dict[str, Value] = {
+        "ratio_1_connection": rows["1 connection"][2],
+        "ratio_8_connections": rows["8 connections"][2],
+        "ratio_8_connections_in_2_processes": rows["8 connections in 2 processes"][2],
+    }
+    return Found(
+        figures,
+        [
+            Table("Turns per second", ("ours", "the function", "ratio"), rows),
+            Table("What the last round has written, for each turn", bench.COLUMNS, bench.written),
+        ],
+        settings,
+    )
+
+
+async def durability(url: str, version: str) -> dict[str, str]:
+    """Read back what decides durability, on a connection of the library; the function has the server's own settings."""
+
+    def program() -> Program[list[str]]:
+        """Ask, and write nothing."""
+        rows = yield Read(*(Statement(f"select current_setting('{name}')") for name in _DURABLE))
+        yield Write(last=True)
+        return [row[0][0] for row in rows]
+
+    async with PostgresSessionStoreFactory(url, schema="ours", pool_size=1) as factory:
+        ours = await factory.engine.write(program)
+    with psycopg.connect(url) as plain:
+        theirs = [plain.execute(f"show {name}").fetchone() for name in _DURABLE]
     return {
-        "server": f"PostgreSQL {version}, fsync on",
-        "driver": f"psycopg {psycopg.__version__}, libpq {psycopg.pq.version()}",
-        "script": "bench/function.sql, called by pgbench -M prepared",
-        **{f"{name}_per_s": round(statistics.median(found)) for name, found in rates.items()},
-        "ratio_1_connection": _ratio(rates["ours_1"], rates["function_1"]),
-        "ratio_8_connections": _ratio(rates["ours_8"], rates["function_8"]),
-        "ratio_8_connections_in_2_processes": _ratio(rates["ours_2_processes"], rates["function_2_processes"]),
-        "noise_function_1": _spread(rates["function_1"]),
-        "noise_function_8": _spread(rates["function_8"]),
-        **size,
+        "PostgreSQL": version,
+        "ours": ", ".join(f"{name}={value}" for name, value in zip(_DURABLE, ours, strict=True)),
+        "the server": ", ".join(f"{name}={row[0]}" for name, row in zip(_DURABLE, theirs, strict=True) if row),
     }
 
 
-async def _make_schemas(url: str) -> None:
+async def make_schemas(url: str) -> None:
     for schema in ("ours", "bare"):
         async with PostgresSessionStoreFactory(url, schema=schema) as factory:
             await factory.list_sessions()
 
 
-class _Side:
+class _Sides:
     """The two sides on one server, and what was measured of them."""
+
+    COLUMNS = ("rows", "bytes of rows", "bytes of the server's log", "syncs of the log")
 
     def __init__(self, url: str, limit: Limit) -> None:
         self._url = url
         self._limit = limit
         self._next = 1
         self._odd = False
-        self.sizes: dict[str, object] = {}
+        self.written: dict[str, list[Value]] = {}
 
     def warm_up(self) -> None:
         """Fill the tables of both sides, so that plans are made for tables that are not empty."""
@@ -113,14 +147,18 @@ class _Side:
         found: dict[str, float] = {}
         for clients, turns in TURNS.items():
             first, workers = self._prepared(clients, 1, turns)
-            logged: dict[str, float] = {}
+            cost: dict[str, tuple[float, float]] = {}
             for side in ("ours", "function") if self._odd else ("function", "ours"):
                 self._limit.settle()
-                before = self._limit.log_position()
+                before, synced = self._limit.log_position(), self._limit.log_syncs()
                 stamps = commit(workers) if side == "ours" else self._limit.run(first, clients, turns - 1)
-                logged[side] = (self._limit.log_position() - before) / (clients * (turns - 1))
+                made = clients * (turns - 1)
+                cost[side] = (
+                    (self._limit.log_position() - before) / made,
+                    (self._limit.log_syncs() - synced) / made,
+                )
                 found[f"{side}_{clients}"] = steady_rate(stamps)
-            self._compare(first, clients, turns, logged)
+            self._compare(first, clients, turns, cost)
         # For information: the same sessions on the other side, too, so that the tables of both stay equally large.
         first, workers = self._prepared(8, 2, TURNS[8])
         self._limit.settle()
@@ -140,12 +178,13 @@ class _Side:
         self._limit.settle(analyze=True)
         return first, workers
 
-    def _compare(self, first: int, clients: int, turns: int, logged: dict[str, float]) -> None:
+    def _compare(self, first: int, clients: int, turns: int, cost: dict[str, tuple[float, float]]) -> None:
+        if unlike := self._limit.unlike(first, clients):
+            raise RuntimeError(f"the function does not write what the library writes: {'; '.join(unlike)}")
         for side, schema in (("ours", "ours"), ("function", "bare")):
             rows, size = self._limit.written(schema, first, clients)
-            self.sizes[f"{side}_{clients}_rows_per_turn"] = rows / clients / turns
-            self.sizes[f"{side}_{clients}_bytes_per_turn"] = size / clients / turns
-            self.sizes[f"{side}_{clients}_log_bytes_per_turn"] = logged[side]
+            made = clients * turns
+            self.written[f"{side}, {clients} at once"] = [rows / made, size / made, *cost[side]]
 
 
 async def _create(url: str, first: int, count: int) -> list[str]:
@@ -210,19 +249,24 @@ def steady_rate(stamps: Sequence[Sequence[float]]) -> float:
     return sum(since < at <= until for client in stamps for at in client) / (until - since)
 
 
-def over_a_network(folder: Path) -> dict[str, object]:
-    """What a commit takes behind a proxy that holds every message for half a millisecond each way."""
+def over_a_network(folder: Path, size: Size) -> Found:
+    """What a commit takes behind a proxy that holds every message for half the round-trip time each way."""
     del folder
+    figures: dict[str, Value] = {}
     with PostgresServer(settings=SETTINGS) as server, server.database() as url:
-        asyncio.run(_make_schemas(url))
-        sessions = asyncio.run(prepare(url, ("one", "other"), OVER_NETWORK))
-        with psycopg.connect(url, autocommit=True) as admin:
-            admin.execute("vacuum analyze")
-        with Proxy.spawn(url, delay_s=ONE_WAY_S) as proxy:
-            return asyncio.run(_over(proxy, proxy.url(url), sessions))
+        asyncio.run(make_schemas(url))
+        for name, one_way_s in ONE_WAY_S.items():
+            sessions = asyncio.run(prepare(url, (f"one {name}", f"other {name}"), OVER_NETWORK[size]))
+            with psycopg.connect(url, autocommit=True) as admin:
+                admin.execute("vacuum analyze")
+            with Proxy.spawn(url, delay_s=one_way_s) as proxy:
+                found = asyncio.run(_over(proxy, proxy.url(url), sessions))
+            figures |= {f"{figure}_{name}": value for figure, value in found.items()}
+        settings = asyncio.run(durability(url, server.version))
+    return Found(figures, settings=settings)
 
 
-async def _over(proxy: Proxy, url: str, sessions: Sequence[Turns]) -> dict[str, object]:
+async def _over(proxy: Proxy, url: str, sessions: Sequence[Turns]) -> dict[str, Value]:
     commits, calls, trips = [], [], []
     async with (
         await psycopg.AsyncConnection.connect(url, autocommit=True) as plain,
@@ -245,19 +289,33 @@ async def _over(proxy: Proxy, url: str, sessions: Sequence[Turns]) -> dict[str, 
             await plain.execute("select 1", prepare=True)
             calls.append(time.perf_counter() - started)
     call, whole = statistics.median(calls[COLD:]), statistics.median(commits[COLD:])
+    p90 = statistics.quantiles(commits[COLD:], n=10)[-1]
     return {
-        "select_1_ms": round(call * 1e3, 3),
-        "commit_ms": whole * 1e3,
-        "commit_ms_p90": round(statistics.quantiles(commits[COLD:], n=10)[-1] * 1e3, 2),
-        "round_trips_of_a_commit": max(trips[COLD:]),
-        "round_trips_of_a_commit_without_a_hint": unknown,
+        "commit": whole * 1e3,
+        "commit_p90": p90 * 1e3,
+        "select_1": call * 1e3,
+        "round_trips": max(trips[COLD:]),
+        "round_trips_without_a_hint": unknown,
     }
 
 
-def _ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    return statistics.median(one / other for one, other in zip(ours, theirs, strict=True))
-
-
-def _spread(rates: Sequence[float]) -> float:
-    """How far rounds lay apart: the largest divided by the smallest."""
-    return max(rates) / min(rates)
+PARTS = (
+    Part(
+        "fleet",
+        "PostgreSQL: commits against one function on the server",
+        against_one_function,
+        """The function (`bench/function.sql`) does on the server what a full turn commit does, and is called by
+`pgbench -M prepared` with 1 and 8 clients; the library has 1 and 8 connections in one process. Both work on one server
+in turns, on sessions with the same rows; the part fails unless both have written as many values and bytes in every
+column. Rates are taken while all clients are warm. The syncs of the log are those of the clients' own processes on the
+server.""",
+    ),
+    Part(
+        "network",
+        "PostgreSQL: a commit over a network",
+        over_a_network,
+        """A proxy in a process of its own holds everything for half of the round-trip time each way; `select 1` on a
+plain connection of its own goes through it after each commit, and shows what one round trip takes. Milliseconds, but
+for the round trips. "Without a hint" is the first commit of a handle that knows nothing of its session.""",
+    ),
+)

@@ -14,13 +14,14 @@ from urllib.parse import quote
 import psycopg
 from tests.servers.postgres import PostgresServer
 
-from bench.turns import tool_state, turn_nodes
+from bench.turns import USAGE, tool_state, turn_nodes
 from fastness.model.base import encode
 from fastness.model.checkpoint import SessionCheckpoint
 from fastness.persistence import BlobRef, PersistedTurnState, RuntimeCommitResult
 
 _OWNER, _INCARNATION, _LEASE = "bench", "1" * 32, "2" * 32
-_TABLES = ("session", "lane", "head", "node", "token_usage", "commit_log", "blob_holder", "turn_input")
+_WRITTEN = ("head", "node", "token_usage", "commit_log", "blob_holder", "turn_input", "turn_input_evidence")
+_TABLES = ("session", "lane", *_WRITTEN)
 _TURN, _SESSION, _REF, _MANIFEST = 987654321, "987650000", "a" * 64, "b" * 64
 _VARIABLES = {
     str(_TURN): "turn",
@@ -101,7 +102,7 @@ class Limit:
         """How many rows there are of sessions in a schema, and how many bytes they have; indexes do not count."""
         between = f"sid between {first} and {first + sessions - 1}"
         rows = size = 0
-        for table in (*_TABLES, "turn_input_evidence"):
+        for table in _TABLES:
             count, width = self._one(
                 f"select count(*), coalesce(sum(pg_column_size(t)), 0)::bigint from {schema}.{table} t where {between}"
             )
@@ -112,6 +113,29 @@ class Limit:
         )
         return rows + count, size + width
 
+    def unlike(self, first: int, sessions: int) -> list[str]:
+        """Name the columns in which the two sides do not have as many values, or not as many bytes, for sessions."""
+        between = f"sid between {first} and {first + sessions - 1}"
+        places = dict.fromkeys(_WRITTEN, between)
+        places["blob"] = f"ref in (select ref from {{schema}}.blob_holder where {between})"
+        found = []
+        for table, where in places.items():
+            columns = self._admin.execute(
+                "select column_name from information_schema.columns where table_schema = %s and table_name = %s",
+                (self._ours, table),
+            ).fetchall()
+            for (column,) in columns:
+                ours, theirs = (
+                    self._one(
+                        f"select count({column}), coalesce(sum(pg_column_size({column})), 0)::bigint"
+                        f" from {schema}.{table} where {where.format(schema=schema)}"
+                    )
+                    for schema in (self._ours, self._schema)
+                )
+                if ours != theirs:
+                    found.append(f"{table}.{column}: {ours} and {theirs}")
+        return found
+
     def settle(self, *, analyze: bool = False) -> None:
         """Bring both sides to the same start: no dead rows, statistics of now, nothing left to write back."""
         if analyze:
@@ -121,6 +145,14 @@ class Limit:
     def log_position(self) -> int:
         """How much the server has written to its log so far, in bytes."""
         return int(self._one("select (pg_current_wal_insert_lsn() - '0/0')::bigint")[0])
+
+    def log_syncs(self) -> int:
+        """How often the clients of the server have synced its log so far. What they count comes in when they leave."""
+        self._admin.execute("select pg_stat_force_next_flush()")
+        return self._one(
+            "select coalesce(sum(fsyncs), 0)::bigint from pg_stat_io"
+            " where object = 'wal' and backend_type = 'client backend'"
+        )[0]
 
     def _one(self, statement: str) -> tuple[int, ...]:
         row = self._admin.execute(statement).fetchone()
@@ -141,6 +173,7 @@ def function_text() -> str:
     texts["state"] = tool_state(f"session-{_SESSION}", _TURN).decode()
     texts["manifest"] = encode(checkpoint).decode()
     texts["result"] = encode(result).decode()
+    texts["usage"] = encode([USAGE]).decode()
     text = Path(__file__).with_name("function.sql").read_text(encoding="utf-8")
     for name, value in texts.items():
         text = text.replace(f"{{{name}}}", _expression(value))

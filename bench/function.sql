@@ -64,8 +64,10 @@ begin
     update head h set revision = turn, leaf_node_id = leaf, node_count = h.node_count + 4, next_seq = base + 4,
         checkpoint_ref = manifest_ref, checkpoint = manifest, updated_ms = now_ms
     where h.sid = of_session;
-    insert into commit_log (sid, revision, kind, turn_id, turn_hash, leaf_node_id, checkpoint_ref, committed_ms, result)
-    values (of_session, turn, 'turn', 'turn-' || turn, state_ref, leaf, manifest_ref, now_ms, {result});
+    insert into commit_log (sid, revision, kind, turn_id, turn_hash, leaf_node_id, checkpoint_ref, committed_ms, result,
+        usage, next_seq, fencing_token)
+    values (of_session, turn, 'turn', 'turn-' || turn, state_ref, leaf, manifest_ref, now_ms, {result}, {usage},
+        base + 4, token);
 
     -- Looked at, deleted and kept at once: a function need not do that one after the other.
     with gone as (

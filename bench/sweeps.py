@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import statistics
 import time
 from pathlib import Path
 
+from bench.findings import Found, Part, Size, Spread, Table, Value
 from fastness.attachments.memory import InMemoryAttachmentStore
 from fastness.attachments.reclaim import reclaim_orphaned_attachments
 from fastness.model import AttachmentReclamationReport, AttachmentRef, SessionStoreCreateRequest
@@ -16,11 +16,11 @@ from fastness.persistence import SqliteSessionStoreFactory
 from fastness.sql.program import Many, Param, Program, Write
 from fastness.store import SessionStore
 
-ROWS = 100_000
+ROWS = {"short": 25_000, "full": 100_000}
 SESSIONS = 100
 ORPHANS = 1_000
-ROUNDS = 9
-WARM_UP = 2
+ROUNDS = {"short": 4, "full": 11}
+WARM_UP = 1
 
 ADD = """
     insert into attachment (sid, attachment_id, committed, recorded_ms, reference, intent_id)
@@ -28,43 +28,40 @@ ADD = """
 OLD_MS = 1_700_000_000_000
 
 
-def as_rows_and_orphans_grow(folder: Path) -> dict[str, object]:
-    """The same sweep on four databases, in turns: no rows, many, four times as many, and twice the orphans.
-
-    Orphans beside no rows share their pages of the database. Beside many rows each is on pages of its own, which is
-    what the sweep has to write; more rows do not change that.
-    """
-    none, many, more, double = asyncio.run(_measure(folder))
-    return {
-        "orphans": ORPHANS,
-        "committed_rows": ROWS,
-        "beside_no_rows_ms": round(none, 2),
-        "beside_rows_ms": round(many, 2),
-        "beside_four_times_the_rows_ms": round(more, 2),
-        "twice_the_orphans_beside_rows_ms": round(double, 2),
-        "ratio_no_rows": many / none,
-        "ratio_rows": more / many,
-        "ratio_orphans": double / many,
+def as_rows_and_orphans_grow(folder: Path, size: Size) -> Found:
+    """The same sweep on four databases, in turns: no rows, many, four times as many, and twice the orphans."""
+    none, many, more, double = asyncio.run(_measure(folder, ROWS[size], ROUNDS[size]))
+    rows: dict[str, list[Value]] = {
+        "no rows": [ORPHANS, 0, Spread.of(none)],
+        "rows": [ORPHANS, ROWS[size], Spread.of(many)],
+        "four times the rows": [ORPHANS, 4 * ROWS[size], Spread.of(more)],
+        "twice the orphans": [2 * ORPHANS, ROWS[size], Spread.of(double)],
     }
+    figures: dict[str, Value] = {
+        "ratio_no_rows": Spread.of_ratios(many, none),
+        "ratio_rows": Spread.of_ratios(more, many),
+        "ratio_orphans": Spread.of_ratios(double, many),
+    }
+    return Found(figures, [Table("Sweeps", ("orphans", "committed rows", "ms"), rows)])
 
 
-async def _measure(folder: Path) -> list[float]:
+async def _measure(folder: Path, rows: int, rounds: int) -> list[list[float]]:
     cases = [
         await _Case.make(folder / "none.db", 0, ORPHANS),
-        await _Case.make(folder / "many.db", ROWS, ORPHANS),
-        await _Case.make(folder / "more.db", 4 * ROWS, ORPHANS),
-        await _Case.make(folder / "double.db", ROWS, 2 * ORPHANS),
+        await _Case.make(folder / "many.db", rows, ORPHANS),
+        await _Case.make(folder / "more.db", 4 * rows, ORPHANS),
+        await _Case.make(folder / "double.db", rows, 2 * ORPHANS),
     ]
-    seconds: list[list[float]] = [[] for _ in cases]
-    for number in range(-WARM_UP, ROUNDS):
+    taken_ms: list[list[float]] = [[] for _ in cases]
+    for number in range(-WARM_UP, rounds):
         # Who comes first finds the disk idle: they take turns.
         for at in sorted(range(len(cases)), key=lambda at: (at + number) % len(cases)):
-            taken = await cases[at].round(number)
+            seconds = await cases[at].round(number)
             if number >= 0:
-                seconds[at].append(taken)
+                taken_ms[at].append(seconds * 1e3)
     for case in cases:
         await case.factory.close()
-    return [statistics.median(found) * 1e3 for found in seconds]
+    return taken_ms
 
 
 class _Case:
@@ -116,8 +113,12 @@ class _Case:
         await self.factory.engine.write(program)
 
 
-if __name__ == "__main__":
-    import tempfile
-
-    with tempfile.TemporaryDirectory(dir=Path(__file__).parent, prefix="out-") as made:
-        print(as_rows_and_orphans_grow(Path(made)))
+PARTS = (
+    Part(
+        "sweeps",
+        "Sweeps of attachments",
+        as_rows_and_orphans_grow,
+        """The same sweep on four SQLite databases. Orphans beside no rows share their pages of the database; beside
+many rows each is on pages of its own, which is what the sweep has to write, and more rows do not change that.""",
+    ),
+)

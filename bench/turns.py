@@ -41,6 +41,8 @@ from fastness.persistence import (
 HOUR_MS = 3_600_000
 _USER = "I would like to change my flight on the fourteenth to the evening, if that is possible at all. " * 2
 _ANSWER = "There are two flights that evening. The one at 18:40 has seats in your class, without a change fee. " * 4
+USAGE = TokenLedgerEntry("turn", "model-1", TokenUsage(1200, 150, 900, 0, 30))
+"""What every turn says it used."""
 _TOOL_STATE = b"open reservations and what was said about them, " * 20
 
 
@@ -85,7 +87,7 @@ class Turns:
             self.lease.fence(),
             graph=Append(nodes, nodes[-1].node_id),
             checkpoint=HydratedSessionCheckpoint(state, tool_state(self.store.session_id, turn)),
-            usage_deltas=(TokenLedgerEntry("turn", "model-1", TokenUsage(1200, 150, 900, 0, 30)),),
+            usage_deltas=(USAGE,),
         ).completing_turn_input_claim(claim)
 
     async def turn(self) -> None:

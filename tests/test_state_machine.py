@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
@@ -436,11 +437,11 @@ class Machine(RuleBasedStateMachine):
 
     # --- reads, attachments, maintenance ---
 
-    @rule(session_id=sessions, data=st.data(), full=st.booleans(), back=recent)
-    def load(self, session_id: str, data: st.DataObject, full: bool, back: int) -> None:
+    @rule(session_id=sessions, data=st.data(), full=st.booleans(), last=st.sampled_from([None, 1, 3]), back=recent)
+    def load(self, session_id: str, data: st.DataObject, full: bool, last: int | None, back: int) -> None:
         """Somebody reads, perhaps with a handle from before a deletion."""
         leaf = data.draw(st.sampled_from([None, "nowhere", *self.live_ids(session_id)]))
-        self.on("load", session_id, "load_session", FullGraph() if full else ActivePath(leaf), back=back)
+        self.on("load", session_id, "load_session", FullGraph() if full else ActivePath(leaf, last), back=back)
         self.on("load node", session_id, "load_node", leaf or "n1", back=back)
         self.on("load head", session_id, "load_head", back=back)
 
@@ -480,6 +481,7 @@ class Machine(RuleBasedStateMachine):
         self.on("collect", session_id, "gc_unreachable", keep_revisions=keep)
 
 
+@pytest.mark.timeout(1_200)  # it is the longest of all
 def test_every_engine_and_the_model_agree_on_everything() -> None:
     """Whatever is called, in whatever order, the stores answer what the naive model answers, and end in its state."""
     SEEN.clear()

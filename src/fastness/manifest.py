@@ -24,6 +24,7 @@ from fastness.model import (
     AttachmentReclaimGrant,
     LocalProcess,
 )
+from fastness.model.base import MAX_INT
 from fastness.ops import manifest
 from fastness.ops.lane import Target
 
@@ -102,7 +103,7 @@ class EngineAttachmentManifest:
         """
         limits.check_int63("older_than_epoch_ms", older_than_epoch_ms)
         limits.check_manifest_page(after, limit)
-        most = limits.MAX_INT if limit is None else limit
+        most = MAX_INT if limit is None else limit
         return await self._engine.read(lambda: manifest.list_uncommitted(older_than_epoch_ms, after, most))
 
     async def list_attachments(

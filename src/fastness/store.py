@@ -6,8 +6,11 @@ draws the random tokens, checks what comes from outside, and holds no rule and n
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Sequence
 from functools import partial
+from typing import TypeVar
 
 from fastness.decide import limits, limits_directory
 from fastness.decide.commit_input import prepare
@@ -52,6 +55,9 @@ from fastness.ops.dispatch import Drawn, Wants
 from fastness.ops.hint import Hint
 from fastness.ops.lane import Target
 from fastness.ops.succession import Next, commit_and_begin
+from fastness.sql.program import ProgramFactory
+
+T = TypeVar("T")
 
 
 class SessionStore(EngineAttachmentManifest):
@@ -379,9 +385,13 @@ class SessionStore(EngineAttachmentManifest):
             if cut_off is not None:
                 limits.check_int63("older_than_ms", cut_off)
         target = await self._bound()
-        return await self._engine.write(
-            lambda: maintenance.vacuum(target, evidence_older_than_ms, receipts_older_than_ms)
-        )
+        found = maintenance.Vacuumed()
+        while not found.is_over:
+            found = await _slice(
+                self._engine,
+                partial(maintenance.vacuum, target, found, evidence_older_than_ms, receipts_older_than_ms),
+            )
+        return found.report
 
     async def gc_unreachable(self, *, keep_revisions: int = 1) -> GcReport:
         """Delete the blobs of the database that no retained checkpoint needs (law M1)."""
@@ -394,13 +404,24 @@ async def collect(engine: Engine, keep_revisions: int) -> GcReport:
     roots = await engine.read(maintenance.read_roots)
     after = 0
     while (upto := await engine.read(partial(maintenance.next_sids, after))) is not None:
-        while await engine.write(partial(maintenance.drop_old_holders, keep_revisions, after, upto)):
+        while await _slice(engine, partial(maintenance.drop_old_holders, keep_revisions, after, upto)):
             pass
         after = upto
     at: str | None = ""
     deleted = freed = retained = 0
     while at is not None:
-        swept = await engine.write(partial(maintenance.sweep_blobs, at))
+        swept = await _slice(engine, partial(maintenance.sweep_blobs, at))
         at = swept.after
         deleted, freed, retained = deleted + swept.deleted, freed + swept.freed, retained + swept.retained
     return GcReport(roots, retained, deleted, freed)
+
+
+async def _slice(engine: Engine, make: ProgramFactory[T]) -> T:
+    """Write a slice of something long, then leave others as much time as it took.
+
+    Who waits for SQLite's lock in another process naps meanwhile, and would miss a short gap again and again.
+    """
+    began = time.monotonic()
+    result = await engine.write(make)
+    await asyncio.sleep(time.monotonic() - began)
+    return result

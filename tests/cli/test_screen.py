@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastness.cli.screen import columns, counted, moment, one_line, out_bytes, out_json, safe
+from fastness.cli.json_lines import out_bytes, out_json
+from fastness.cli.screen import columns, counted, moment, one_line, safe
 from fastness.liveness import mint_owner
 from fastness.model import CheckReport, Child, SessionExecutionLeaseFence
 

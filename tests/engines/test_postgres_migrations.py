@@ -130,6 +130,9 @@ UNDO_ENVIRONMENTS = (
     "delete from fastness_migration where version = 2",
 )
 UNDO_AGENDA = (
+    "drop index session_created",
+    "drop index session_parent",
+    "create index session_parent on session (parent_session_id) where parent_session_id is not null",
     *(f"drop table {table}" for table in ("quarantine", "session_label", "worker")),
     *(f"drop index {index}" for index in ("lane_agenda", "lane_owner", "turn_input_by_time", "queued_work_by_time")),
     *(f"alter table lane drop column {column}" for column in ("ready_ms", "backoff_ms", "priority", "interrupt")),

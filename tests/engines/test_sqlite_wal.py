@@ -19,38 +19,38 @@ from tests.engines.programs import add, add_many, query
 def test_a_short_log_is_left_alone() -> None:
     """Below the soft bound nothing is done."""
     watch = WalWatch()
-    assert [watch.committed(pages) for pages in (1, 500, 2_999)] == ["nothing"] * 3
+    assert [watch.committed(pages) for pages in (1, 500, 5_999)] == ["nothing"] * 3
 
 
 def test_the_soft_bound_starts_one_background_run() -> None:
-    """From 3,000 pages on a run is started, and not another one while it lasts."""
+    """From 6,000 pages on a run is started, and not another one while it lasts."""
     watch = WalWatch()
-    assert [watch.committed(pages) for pages in (3_000, 3_100, 6_000)] == ["background", "nothing", "nothing"]
+    assert [watch.committed(pages) for pages in (6_000, 6_100, 9_000)] == ["background", "nothing", "nothing"]
 
 
 def test_a_log_that_starts_over_begins_anew() -> None:
     """After the tail was copied the next commit starts the log over, and the bounds count from there."""
     watch = WalWatch()
-    assert watch.committed(3_500) == "background"
+    assert watch.committed(6_500) == "background"
     watch.tail_copied()
-    assert [watch.committed(pages) for pages in (20, 2_999, 3_000)] == ["nothing", "nothing", "background"]
+    assert [watch.committed(pages) for pages in (20, 5_999, 6_000)] == ["nothing", "nothing", "background"]
 
 
 def test_a_log_that_does_not_start_over_is_tried_again_later() -> None:
     """If a reader pinned the log, the next run comes 3,000 pages later, not with every commit."""
     watch = WalWatch()
-    assert watch.committed(3_500) == "background"
+    assert watch.committed(6_500) == "background"
     watch.tail_copied()
-    assert [watch.committed(pages) for pages in (3_520, 6_499, 6_500)] == ["nothing", "nothing", "background"]
+    assert [watch.committed(pages) for pages in (6_520, 9_499, 9_500)] == ["nothing", "nothing", "background"]
 
 
 def test_a_log_is_stubborn_from_a_tail_in_vain_until_it_starts_over() -> None:
     """Where a copied tail did not do, the next one is copied with all writers shut out."""
     watch = WalWatch()
-    watch.committed(3_500)
+    watch.committed(6_500)
     seen = [watch.stubborn]
     watch.tail_copied()
-    watch.committed(3_520)
+    watch.committed(6_520)
     seen.append(watch.stubborn)
     watch.committed(10)
     seen.append(watch.stubborn)
@@ -60,7 +60,7 @@ def test_a_log_is_stubborn_from_a_tail_in_vain_until_it_starts_over() -> None:
 def test_the_hard_bound_is_handled_by_the_writer() -> None:
     """From 12,000 pages on the writer does it itself, whatever runs, and again only every 3,000 pages."""
     watch = WalWatch()
-    assert [watch.committed(pages) for pages in (3_000, 12_000, 12_500, 15_000)] == [
+    assert [watch.committed(pages) for pages in (6_000, 12_000, 12_500, 15_000)] == [
         "background",
         "inline",
         "nothing",

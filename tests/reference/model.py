@@ -271,7 +271,10 @@ class ReferenceStore(ReferenceClaims):
         graph = m.SessionGraph(tuple(session.nodes), session.leaf)
         if isinstance(scope, m.ActivePath):
             leaf = session.leaf if scope.leaf_node_id is None else scope.leaf_node_id
-            graph = m.SessionGraph(tuple(self._path(session, leaf)), leaf)
+            path = self._path(session, leaf)
+            kept = path[-scope.last :] if scope.last else path
+            behind = kept[0].parent_node_id if kept else None
+            graph = m.SessionGraph(tuple(kept), leaf, behind)
         created = datetime.fromtimestamp(session.created_ms / 1000, UTC).isoformat(timespec="milliseconds")
         meta = m.SessionMeta(session.session_id, session.session_id, created.replace("+00:00", "Z"), "")
         ledger = tuple(m.TokenLedgerEntry(*key, spent) for key, spent in sorted(session.usage.items()))

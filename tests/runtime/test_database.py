@@ -243,6 +243,23 @@ async def test_a_session_is_read_as_a_commit_left_it(db: Database, other: Databa
     assert await db.read("t", at_revision=1) is None
 
 
+async def test_the_end_of_a_session_is_read_alone(db: Database, other: Database) -> None:
+    """Of the branch that it stands on, with what is known of the session as a whole."""
+    await exchange(db, "one", "answer one", usage=TokenUsage(1))
+    await exchange(db, "two", "answer two", usage=TokenUsage(10))
+    seen = await other.read("s", last=3)
+    assert seen is not None
+    assert (texts(seen.messages), seen.usage, seen.turn_index) == (
+        ["answer one", "two", "answer two"],
+        TokenUsage(11),
+        2,
+    )
+    whole = await other.read("s", last=50)
+    assert whole is not None
+    assert whole.messages == (await view(db)).messages
+    assert await db.read("t", last=3) is None
+
+
 async def test_a_history_tells_every_commit(lab: Lab, db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its revision, its turn, when it was and what it cost, page by page; of an unknown session there is none."""
     monkeypatch.setattr("fastness.runtime.database._PAGE", 2)

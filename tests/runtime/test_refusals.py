@@ -81,6 +81,8 @@ WRONG: dict[str, tuple[Call, tuple[Any, ...]]] = {
     "turn inputs": (lambda db, each: turn(db, "s", max_inputs=each), (*NO_LIMITS, None)),
     "turn at": (lambda db, each: turn(db, "s", at=each), NO_IDS),
     "turn claims": (lambda db, each: turn(db, "s", claims=each), ("no", 0, None)),
+    "read last": (lambda db, each: db.read("s", last=each), NO_LIMITS),
+    "read last then": (lambda db, each: db.read("s", last=1, at_revision=each), (1,)),
     "read revision": (lambda db, each: db.read("s", at_revision=each), NO_LIMITS),
     "history after": (lambda db, each: anext(db.history("s", after_revision=each)), (-1, "x", True, 2**63)),
     "watch after": (lambda db, each: anext(db.watch("s", after_revision=each)), (-1, "x", True, 2**63)),

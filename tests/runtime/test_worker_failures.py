@@ -232,7 +232,7 @@ async def test_a_turn_whose_ground_cannot_be_read_has_failed(db: Database, monke
 
     async with db.turn("s") as turn:
         turn.append("hello")
-    monkeypatch.setattr("fastness.runtime.running.load_persisted_session_state_active_path", load)
+    monkeypatch.setattr("fastness.runtime.ground.load_persisted_session_state_active_path", load)
     handler = Handler()
     fresh = Database(db.factory)
     await db.send("s", "poison")

@@ -17,6 +17,9 @@ def run() -> None:
     """The entry point ``fastness``."""
     try:
         from fastness.cli.main import main  # noqa: PLC0415 - its libraries are an extra
+
+        # The bars are loaded with the command that shows them.
+        status = main()
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in {"typer", "rich"}:
             raise
@@ -25,7 +28,6 @@ def run() -> None:
     except KeyboardInterrupt:
         # Before ``main`` can say so: its libraries take a moment to load.
         sys.exit(130)
-    status = main()
     if "obstore" in sys.modules:
         # Its threads may still be letting go of a request. One that finds the interpreter half taken down aborts the
         # process; everything is closed by now, so there is nothing left to take down.

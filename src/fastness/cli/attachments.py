@@ -21,17 +21,11 @@ from typing import IO, Annotated, Literal
 
 import typer
 
-from fastness.cli.screen import columns, counted, moment, note, one_line, out, out_json, progress_bar
-from fastness.cli.session import (
-    AttachmentsOption,
-    AttachmentsPlace,
-    DatabaseOption,
-    JsonOption,
-    SessionArgument,
-    attachments_place,
-    open_session,
-    run,
-)
+from fastness.cli.json_lines import out_json
+from fastness.cli.options import AttachmentsOption, DatabaseOption, JsonOption, SessionArgument
+from fastness.cli.progress import progress_bar
+from fastness.cli.screen import columns, counted, moment, note, one_line, out
+from fastness.cli.session import AttachmentsPlace, attachments_place, open_session, run
 from fastness.decide import limits
 from fastness.errors import (
     AttachmentDamagedError,

@@ -6,8 +6,10 @@ from typing import Annotated
 
 import typer
 
-from fastness.cli.screen import columns, counted, one_line, out, out_json
-from fastness.cli.session import DatabaseOption, JsonOption, SessionArgument, load, open_session, run
+from fastness.cli.json_lines import out_json
+from fastness.cli.options import DatabaseOption, JsonOption, SessionArgument
+from fastness.cli.screen import columns, counted, one_line, out
+from fastness.cli.session import load, open_session, run
 from fastness.cli.transcript import summary
 from fastness.errors import InvalidInputError
 from fastness.factory import EngineSessionStoreFactory

@@ -11,23 +11,14 @@ import msgspec
 import typer
 
 from fastness.cli.attachments import entries_of
-from fastness.cli.screen import counted, one_line, out, out_json, progress_bar
-from fastness.cli.session import (
-    HOLDS_NOTHING,
-    NO_DIRECTORY,
-    AttachmentsOption,
-    AttachmentsPlace,
-    DatabaseOption,
-    JsonOption,
-    SessionArgument,
-    attachments_place,
-    open_session,
-    run,
-)
-from fastness.decide.limits import MAX_INT
+from fastness.cli.json_lines import out_json
+from fastness.cli.options import AttachmentsOption, DatabaseOption, JsonOption, SessionArgument
+from fastness.cli.progress import progress_bar
+from fastness.cli.screen import counted, one_line, out
+from fastness.cli.session import HOLDS_NOTHING, NO_DIRECTORY, AttachmentsPlace, attachments_place, open_session, run
 from fastness.errors import InvalidInputError, SessionDeletedError
 from fastness.factory import EngineSessionStoreFactory
-from fastness.model.base import Value
+from fastness.model.base import MAX_INT, Value
 from fastness.persistence import (
     AttachmentManifest,
     AttachmentReclamationReport,

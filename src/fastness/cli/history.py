@@ -8,8 +8,10 @@ from typing import Annotated
 
 import typer
 
-from fastness.cli.screen import columns, moment, one_line, out, out_json
-from fastness.cli.session import DatabaseOption, JsonOption, SessionArgument, open_session, run
+from fastness.cli.json_lines import out_json
+from fastness.cli.options import DatabaseOption, JsonOption, SessionArgument
+from fastness.cli.screen import columns, moment, one_line, out
+from fastness.cli.session import open_session, run
 from fastness.factory import EngineSessionStoreFactory
 from fastness.persistence import CommitPage, CommitRecord, TokenUsage
 from fastness.runtime.database import Database

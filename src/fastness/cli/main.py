@@ -5,27 +5,13 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
-from fastness.cli import (
-    attachments,
-    branch,
-    care,
-    history,
-    moving,
-    quarantine,
-    schema,
-    send,
-    transfer,
-    view,
-    worker,
-    workers,
-)
+from fastness.cli.commands import Commands
+from fastness.cli.options import DatabaseOption, remember_database
 from fastness.cli.screen import note, silence
-from fastness.cli.session import DatabaseOption, remember_database
 from fastness.errors import StoreError
 
 _FAILED = 2
@@ -36,6 +22,7 @@ _ParserError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__
 
 app = typer.Typer(
     name="fastness",
+    cls=Commands,
     help="Durable sessions for AI agents: talk to them, run their turns, look at them, move them, take care of them.",
     add_completion=False,
     rich_markup_mode=None,
@@ -54,29 +41,13 @@ def fastness(
 ) -> None:
     """Print help where no command is given."""
     if show_version:
+        from importlib.metadata import version  # noqa: PLC0415 - only this needs it, and it costs more than help
+
         print(f"fastness {version('fastness')}")
         raise typer.Exit
     remember_database(context, database)
     if context.invoked_subcommand is None:
         print(context.get_help())
-
-
-_MODULES = (
-    transfer,
-    view,
-    send,
-    worker,
-    workers,
-    quarantine,
-    history,
-    branch,
-    attachments,
-    care,
-    moving,
-    schema,
-)
-for _module in _MODULES:
-    _module.register(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

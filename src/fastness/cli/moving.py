@@ -9,8 +9,11 @@ from typing import Annotated
 import typer
 from rich.progress import Progress as Bar
 
-from fastness.cli.screen import counted, one_line, out, out_json, progress_bar
-from fastness.cli.session import DatabaseOption, JsonOption, database_url, refuse_memory, run
+from fastness.cli.json_lines import out_json
+from fastness.cli.options import DatabaseOption, JsonOption, database_url, refuse_memory
+from fastness.cli.progress import progress_bar
+from fastness.cli.screen import counted, one_line, out
+from fastness.cli.session import run
 from fastness.errors import InvalidInputError
 from fastness.factory import EngineSessionStoreFactory, open_database
 from fastness.transfer import Progress, TransferReport

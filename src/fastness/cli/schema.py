@@ -6,8 +6,10 @@ from typing import Annotated
 
 import typer
 
-from fastness.cli.screen import out, out_json
-from fastness.cli.session import DatabaseOption, JsonOption, run
+from fastness.cli.json_lines import out_json
+from fastness.cli.options import DatabaseOption, JsonOption
+from fastness.cli.screen import out
+from fastness.cli.session import run
 from fastness.factory import EngineSessionStoreFactory
 
 

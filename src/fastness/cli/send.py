@@ -15,18 +15,17 @@ import msgspec
 import typer
 
 from fastness.cli.attachments import name_of_file, regular_file
-from fastness.cli.screen import one_line, out, out_json
-from fastness.cli.session import (
+from fastness.cli.json_lines import out_json
+from fastness.cli.options import (
     AttachmentsOption,
     DatabaseOption,
     JsonOption,
     SessionArgument,
-    attachments_place,
     database_url,
-    open_session,
     refuse_memory,
-    run,
 )
+from fastness.cli.screen import one_line, out
+from fastness.cli.session import attachments_place, open_session, run
 from fastness.errors import InvalidInputError
 from fastness.factory import EngineSessionStoreFactory
 from fastness.persistence import PendingTurnInput, SessionExecutionLease, SessionMeta

@@ -6,10 +6,11 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import typer
 
+from fastness.cli.options import IN_MEMORY, database_url
 from fastness.errors import InvalidInputError
 from fastness.factory import EngineSessionStoreFactory
 from fastness.persistence import (
@@ -22,53 +23,10 @@ from fastness.persistence import (
 )
 from fastness.store import SessionStore
 
-DEFAULT_DATABASE = "sqlite:///fastness.db"
-IN_MEMORY = "memory:"
-"""What is named so lives in one process: a command that ends would take it along."""
-
 NO_DIRECTORY = "is no directory; name the one that is in use"
 HOLDS_NOTHING = "holds no attachment, while sessions refer to some; name the place where they are"
 
 T = TypeVar("T")
-
-DatabaseOption = Annotated[
-    str | None,
-    typer.Option(
-        "--database",
-        metavar="URL",
-        help=f"The database, such as {DEFAULT_DATABASE} (the default) or sqlite:////absolute/path."
-        " FASTNESS_DATABASE names another default.",
-    ),
-]
-AttachmentsOption = Annotated[
-    str | None,
-    typer.Option(
-        "--attachments",
-        metavar="PLACE",
-        help="Where the bytes of attachments are: a directory, s3://…, gs://… or az://…. For sqlite:///x.db the default"
-        " is the directory x.db.attachments. FASTNESS_ATTACHMENTS names another default.",
-    ),
-]
-SessionArgument = Annotated[str, typer.Argument(metavar="ID", help="The session.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-
-def remember_database(context: typer.Context, database: str | None) -> None:
-    """Keep the database that stood before the command."""
-    context.obj = database
-
-
-def database_url(context: typer.Context, database: str | None) -> str:
-    """Give the database that is meant: named behind the command, before it, by the environment, or the default."""
-    named = (database, context.obj, os.environ.get("FASTNESS_DATABASE"), DEFAULT_DATABASE)
-    # An empty name is a name, and refused: a variable that was never set must not lead to another database.
-    return next(name for name in named if name is not None)
-
-
-def refuse_memory(url: str) -> None:
-    """Raise ``InvalidInputError`` for a database that nobody else would ever see."""
-    if url == IN_MEMORY:
-        raise InvalidInputError(IN_MEMORY, "is private to the process that uses it; name a database that others see")
 
 
 class AttachmentsPlace(NamedTuple):

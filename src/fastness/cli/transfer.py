@@ -7,8 +7,11 @@ from typing import Annotated
 
 import typer
 
-from fastness.cli.screen import counted, out, out_bytes, out_json, progress_bar
-from fastness.cli.session import DatabaseOption, JsonOption, load, run
+from fastness.cli.json_lines import out_bytes, out_json
+from fastness.cli.options import DatabaseOption, JsonOption
+from fastness.cli.progress import progress_bar
+from fastness.cli.screen import counted, out
+from fastness.cli.session import load, run
 from fastness.errors import InvalidInputError
 from fastness.factory import EngineSessionStoreFactory
 from fastness.persistence import FullGraph

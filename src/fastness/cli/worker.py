@@ -22,8 +22,9 @@ from typing import Annotated
 import typer
 
 from fastness.cli.handler import find_handler
+from fastness.cli.options import AttachmentsOption, DatabaseOption, database_url, refuse_memory
 from fastness.cli.screen import counted, one_line, safe
-from fastness.cli.session import AttachmentsOption, DatabaseOption, attachments_place, database_url, refuse_memory, run
+from fastness.cli.session import attachments_place, run
 from fastness.decide.limits import check_optional_id
 from fastness.decide.limits_directory import check_label
 from fastness.errors import InvalidInputError

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import msgspec
 import typer
 
-from fastness.cli.screen import columns, one_line, out, out_json
-from fastness.cli.session import DatabaseOption, JsonOption, run
+from fastness.cli.json_lines import out_json
+from fastness.cli.options import DatabaseOption, JsonOption
+from fastness.cli.screen import columns, one_line, out
+from fastness.cli.session import run
 from fastness.factory import EngineSessionStoreFactory
 from fastness.model.base import Value
 from fastness.model.lease import LocalProcess

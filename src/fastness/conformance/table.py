@@ -37,7 +37,10 @@ LAWS: dict[str, str] = {
         "Node ids are unique, tombstoned ones included. Parents are live or earlier in the same commit. The leaf is "
         "live, or None where the session stands on None already."
     ),
-    "G2": "A full load gives every live node in commit order, a path the exact ancestry of a leaf, from one snapshot.",
+    "G2": (
+        "A full load gives every live node in commit order, a path the exact ancestry of a leaf or its end, from one "
+        "snapshot."
+    ),
     "G3": "A damaged graph is an error on every scope, never a shorter conversation.",
     "G4": (
         "`ReplaceFull` replaces and may use the replaced ids again, `Append` adds, `Unchanged` moves the leaf at most."

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import msgspec
 
 from fastness.decide.limits import (
-    MAX_INT,
     check_batch_draft,
     check_budget,
     check_claim_names,
@@ -28,7 +27,7 @@ from fastness.decide.limits import (
 from fastness.decide.packing import packed
 from fastness.errors import InvalidInputError
 from fastness.model.attachments import AttachmentProof
-from fastness.model.base import checked, checked_bodies, encode, sha256_hex
+from fastness.model.base import MAX_INT, MAX_TIMESTAMP_BYTES, checked, checked_bodies, encode, sha256_hex
 from fastness.model.checkpoint import (
     BlobRef,
     HydratedSessionCheckpoint,
@@ -45,8 +44,6 @@ from fastness.model.session import AgentFrameRecord, PersistedSessionConfig
 from fastness.model.transcript import Message, SessionNodeRecord
 from fastness.model.turn_hash import introduced_nodes, leaf_of
 from fastness.model.turn_input import TurnInputCompletion
-
-MAX_TIMESTAMP_BYTES = 64
 
 
 class CheckpointInput(msgspec.Struct, frozen=True):
@@ -89,20 +86,14 @@ def prepare(commit: RuntimeCommit, budget_bytes: int) -> CommitInput:
     """Check and encode a commit. Raises ``InvalidInputError``; it looks at nothing but the commit."""
     _check_shape(commit)
     nodes = introduced_nodes(commit.graph)
-    for node in nodes:
-        _check_node(node)
-    for frame in commit.agent_frames:
-        _check_frame(frame)
-    node_bodies = checked_bodies(SessionNodeRecord, nodes)
-    frame_bodies = checked_bodies(AgentFrameRecord, commit.agent_frames)
+    node_bodies = checked_bodies(SessionNodeRecord, nodes, _check_node) if nodes else []
+    frames = commit.agent_frames
+    frame_bodies = checked_bodies(AgentFrameRecord, frames, _check_frame) if frames else []
     checkpoint = None if commit.checkpoint is None else _checkpoint(commit.checkpoint)
-    size = sum(map(utf8_size, node_bodies)) + sum(map(utf8_size, frame_bodies))
-    size += sum(len(encode(entry)) for entry in commit.outbox)
     config_body = None if commit.config is None else checked(PersistedSessionConfig, commit.config)[1]
-    size += utf8_size(config_body or "")
-    if checkpoint is not None:
-        size += checkpoint.size
-    check_budget(size, budget_bytes)
+    size = sum(map(utf8_size, [*node_bodies, *frame_bodies, config_body or ""]))
+    size += sum([len(encode(entry)) for entry in commit.outbox])
+    check_budget(size if checkpoint is None else size + checkpoint.size, budget_bytes)
     return CommitInput(
         commit,
         nodes,
@@ -158,11 +149,11 @@ def _check_shape(commit: RuntimeCommit) -> None:
     check_type("commit", commit, RuntimeCommit)
     for name, kind in _OPTIONAL:
         value = getattr(commit, name)
-        if value is not None:
+        if value is not None and type(value) is not kind:
             check_type(name, value, kind)
     for name, kinds in _LISTS:
         values = getattr(commit, name)
-        if values != ():
+        if type(values) is not tuple or values:
             check_type(name, values, tuple, list)
             for value in values:
                 check_type(name, value, *kinds)
@@ -239,8 +230,11 @@ def _usage(deltas: tuple[TokenLedgerEntry, ...]) -> dict[tuple[str, str], TokenU
         check_id("usage.model", entry.model)
         check_usage("usage", entry.usage)
         key = (entry.source, entry.model)
-        total[key] = total[key] + entry.usage if key in total else entry.usage
-    check_usage_totals(total)
+        if key in total:
+            total[key] += entry.usage
+            check_usage("usage total", total[key])
+        else:
+            total[key] = entry.usage
     return total
 
 
@@ -248,9 +242,11 @@ def check_usage(what: str, usage: object) -> None:
     """Refuse what is no usage, or counters that are no count."""
     if not isinstance(usage, TokenUsage):
         raise InvalidInputError(what, "must be a TokenUsage")
-    for name, counter in zip(usage.__struct_fields__, msgspec.structs.astuple(usage), strict=True):
-        if type(counter) is not int or not 0 <= counter <= MAX_INT:
-            check_count(f"{what}.{name}", counter)
+    counters = msgspec.structs.astuple(usage)
+    if set(map(type, counters)) == {int} and min(counters) >= 0 and max(counters) <= MAX_INT:
+        return
+    for name, counter in zip(usage.__struct_fields__, counters, strict=True):
+        check_count(f"{what}.{name}", counter)
 
 
 def check_usage_totals(totals: dict[tuple[str, str], TokenUsage]) -> None:
@@ -261,12 +257,8 @@ def check_usage_totals(totals: dict[tuple[str, str], TokenUsage]) -> None:
 
 def _checkpoint(hydrated: HydratedSessionCheckpoint) -> CheckpointInput:
     state = hydrated.turn_state
-    if not isinstance(state, PersistedTurnState):
+    if type(state) is not PersistedTurnState:
         raise InvalidInputError("checkpoint.turn_state", "must be a PersistedTurnState")
-    check_count("turn_state.turn_index", state.turn_index)
-    check_usage("turn_state.token_usage", state.token_usage)
-    if state.last_prompt_usage is not None:
-        check_usage("turn_state.last_prompt_usage", state.last_prompt_usage)
     contents: dict[str, bytes] = {}
     carried: list[str] = []
     manifest = SessionCheckpoint(
@@ -275,13 +267,24 @@ def _checkpoint(hydrated: HydratedSessionCheckpoint) -> CheckpointInput:
         _part("plugin_snapshot", hydrated.plugin_snapshot, contents, carried),
         _part("execution_state", hydrated.execution_state, contents, carried),
     )
-    manifest_body = checked(SessionCheckpoint, manifest)[1]
+    try:
+        manifest, manifest_body = checked(SessionCheckpoint, manifest)
+    except InvalidInputError:
+        _check_state(state)  # which of them it is
+        raise
     content = manifest_body.encode()
     manifest_ref = sha256_hex(content)
     contents[manifest_ref] = content
     bodies = {ref: packed(content) for ref, content in contents.items()}
     size = sum(map(len, contents.values()))
     return CheckpointInput(manifest, manifest_body, manifest_ref, bodies, size, tuple(carried))
+
+
+def _check_state(state: PersistedTurnState) -> None:
+    check_count("turn_state.turn_index", state.turn_index)
+    check_usage("turn_state.token_usage", state.token_usage)
+    if state.last_prompt_usage is not None:
+        check_usage("turn_state.last_prompt_usage", state.last_prompt_usage)
 
 
 def _part(name: str, part: object, contents: dict[str, bytes], carried: list[str]) -> BlobRef | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 import msgspec
 
@@ -48,3 +50,32 @@ def tidied(meta: SessionMeta) -> SessionMeta:
 def parent_of(meta: SessionMeta) -> str | None:
     """The session that started this one."""
     return meta.relation.parent_session_id if isinstance(meta.relation, Child) else None
+
+
+FEW = 2000
+"""So many sessions can be sorted for one page of a listing."""
+
+
+class Way(NamedTuple):
+    """How a listing finds its sessions: through those that one criterion fits (None: all), in their order or sorted."""
+
+    leader: int | None
+    in_order: bool
+
+
+def worth_counting(ordered: Sequence[bool]) -> bool:
+    """Whether a listing has a choice, by whether the index of each criterion gives the sessions in their order."""
+    return len(ordered) > 1 or not all(ordered)
+
+
+def way_through(ordered: Sequence[bool], counts: Sequence[int]) -> Way:
+    """Choose the criterion that leads a listing: the one that fits the fewest sessions, where those are few.
+
+    ``counts`` go no further than ``FEW``; without a choice there are none. Where none fits few, the listing goes in
+    order, and whoever asks for a page of many soon has it.
+    """
+    rarest = min(range(len(counts)), key=counts.__getitem__, default=None)
+    if rarest is not None and counts[rarest] < FEW:
+        return Way(rarest, ordered[rarest])
+    leader = next((at for at, in_order in enumerate(ordered) if in_order), None)
+    return Way(leader, in_order=True)

@@ -17,7 +17,7 @@ import msgspec
 from fastness.decide.queued_work import class_of
 from fastness.errors import InvalidInputError
 from fastness.model.attachments import AttachmentManifestEntry, AttachmentProof, AttachmentReclaimGrant, AttachmentRef
-from fastness.model.base import Value, encode
+from fastness.model.base import MAX_ID_BYTES, MAX_INT, Value, encode
 from fastness.model.checkpoint import CheckpointKind
 from fastness.model.lease import (
     LeaseOwnerIdentity,
@@ -59,16 +59,13 @@ from fastness.model.turn_input import (
     TurnInputItem,
 )
 
-MAX_ID_BYTES = 512
 MAX_NAME_BYTES = 4096
 MAX_MEDIA_TYPE = 255
 _MEDIA_TYPE = re.compile(r"[!#$&^_.+\-\w]+/[!#$&^_.+\-\w]+( *;[ -~]*)?", re.ASCII)
-"""The longest id or key, in bytes of UTF-8."""
 
 MAX_TTL_MS = 100 * 366 * 24 * 3600 * 1000
 """The longest life of a lease or a mark, in milliseconds."""
 
-MAX_INT = 2**63 - 1
 MIN_INT = -(2**63)
 
 MAX_PAGE = 10_000
@@ -132,6 +129,8 @@ def check_int63(what: str, value: object) -> int:
 
 def check_count(what: str, value: object) -> int:
     """Take a counter, a size or a time: 0 to 2**63 - 1."""
+    if type(value) is int and 0 <= value <= MAX_INT:
+        return value
     number = check_int63(what, value)
     if number < 0:
         raise InvalidInputError(what, f"is {number} and must not be negative")
@@ -186,7 +185,7 @@ def _check_proof(what: str, shown: SessionExecutionLeaseFence | SessionExecution
 
 def check_ids(what: str, values: Sequence[str]) -> tuple[str, ...]:
     """Take a series of ids or keys, and give it as a tuple."""
-    return tuple(check_id(what, value) for value in _series(what, values))
+    return tuple([check_id(what, value) for value in _series(what, values)])
 
 
 def check_claim_names(session_id: str, claim_id: str, fencing_token: int, row_ids: Sequence[str]) -> None:
@@ -424,3 +423,7 @@ def check_scope(scope: SessionReadScope) -> None:
     """Take what a load is asked for. What is no scope at all has an error of its own."""
     if isinstance(scope, ActivePath):
         check_optional_id("scope.leaf_node_id", scope.leaf_node_id)
+        if scope.last is not None:
+            check_positive("scope.last", scope.last)
+        if scope.after_revision is not None:
+            check_positive("scope.after_revision", scope.after_revision)

@@ -14,9 +14,9 @@ def full_graph(
 ) -> SessionGraph:
     """Check that every live node is there with its parent, and the leaf among them."""
     ids = {node.node_id for node in nodes}
-    missing = {node.parent_node_id for node in nodes} - ids - {None}
-    if missing:
-        raise dangling_parent(session_id, next(node for node in nodes if node.parent_node_id in missing))
+    above: set[str | None] = {None, *ids}
+    if not all(map(above.__contains__, [node.parent_node_id for node in nodes])):
+        raise dangling_parent(session_id, next(node for node in nodes if node.parent_node_id not in above))
     if leaf_node_id is not None and leaf_node_id not in ids:
         raise dangling_leaf(session_id, leaf_node_id)
     if len(ids) != node_count or len(nodes) != node_count:
@@ -25,15 +25,22 @@ def full_graph(
     return SessionGraph(tuple(nodes), leaf_node_id)
 
 
-def active_path(session_id: str, path: Sequence[SessionNodeRecord], leaf_node_id: str | None) -> SessionGraph:
-    """Check that the nodes are the unbroken ancestry of the leaf, root first."""
-    if leaf_node_id is None:
-        return SessionGraph((), None)
+def active_path(
+    session_id: str, path: Sequence[SessionNodeRecord], leaf_node_id: str | None, behind_node_id: str | None = None
+) -> SessionGraph:
+    """Check that the nodes are the unbroken ancestry of the leaf, from the root or from behind a node on."""
+    if leaf_node_id is None or (not path and leaf_node_id == behind_node_id):
+        return SessionGraph((), leaf_node_id, behind_node_id)
     if not path or path[-1].node_id != leaf_node_id:
         raise dangling_leaf(session_id, leaf_node_id)
-    above: str | None = None
+    above = behind_node_id
     for node in path:
         if node.parent_node_id != above:
             raise dangling_parent(session_id, node)
         above = node.node_id
-    return SessionGraph(tuple(path), leaf_node_id)
+    return SessionGraph(tuple(path), leaf_node_id, behind_node_id)
+
+
+def joins(path: Sequence[SessionNodeRecord], leaf_node_id: str | None, seen_leaf: str) -> bool:
+    """Whether nodes that were looked for behind an earlier leaf, up to a new one, hang on that leaf."""
+    return (path[0].parent_node_id if path else leaf_node_id) == seen_leaf

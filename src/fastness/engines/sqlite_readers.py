@@ -75,6 +75,7 @@ class Readers:
                 job.error = error
                 link = _given_up(link)
             deliver([job])
+            del job  # it has the result, which is not kept in memory until the next one comes
         _given_up(link)
 
     def _read(self, link: Link, job: Job) -> None:
@@ -124,6 +125,7 @@ class SnapshotReader:
             except BaseException as error:  # noqa: BLE001 - the caller gets it
                 job.error = error
             deliver([job])
+            del job
         _given_up(link)
         deliver([self._ended])
 

@@ -104,10 +104,10 @@ def execute(batch: Read | Write, cursor: apsw.Cursor) -> Rows:
     rows: Rows = []
     try:
         for statement in batch.statements:
-            if isinstance(statement, Statement):
+            if type(statement) is Statement:
                 text = _translated.get(statement.sql) or translate(statement.sql)
-                rows.append(list(cursor.execute(text, statement.params)))
-            elif isinstance(statement, Many):
+                rows.append(cursor.execute(text, statement.params).fetchall())
+            elif type(statement) is Many:
                 text = _translated.get(statement.sql) or translate(statement.sql)
                 cursor.executemany(text, statement.rows)
                 rows.append([])

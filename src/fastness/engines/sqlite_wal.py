@@ -24,7 +24,9 @@ from fastness.engines.sqlite_files import SharedFile
 from fastness.engines.sqlite_open import Link
 from fastness.errors import StoreError
 
-SOFT_BOUND = 3_000
+SOFT_BOUND = 6_000
+"""Pages, some 24 MB. A commit that meets a checkpoint is slow: so few of them do that it does not show in the p99."""
+
 HARD_BOUND = 12_000
 _ROUNDS = 4
 _SHORT_TAIL = 64
@@ -48,6 +50,7 @@ class WalWatch:
         self.stubborn = False
         self._soft = soft
         self._hard = hard
+        self._again = soft // 2  # what was in vain is tried again before the log is long
         self._next_background = soft
         self._next_inline = hard
         self._told = False
@@ -59,7 +62,7 @@ class WalWatch:
             self.stubborn = self._told = False
         self.pages = pages
         if pages >= self._next_inline:
-            self._next_inline = pages + self._soft
+            self._next_inline = pages + self._again
             return "inline"
         if pages >= self._next_background and not self.running:
             self.running = True
@@ -67,10 +70,10 @@ class WalWatch:
         return "nothing"
 
     def tail_copied(self) -> None:
-        """Note that a background run has ended. The next comes after as many pages again, or with a new log."""
+        """Note that a background run has ended. The next comes after half as many pages again, or with a new log."""
         self.running = False
         self.stubborn = True
-        self._next_background = self.pages + self._soft
+        self._next_background = self.pages + self._again
 
     def is_news(self, whole: bool) -> bool:
         """Whether to report a pinned log after an inline checkpoint, which did or did not copy the whole log."""

@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from fastness.model.base import NO_JSON, Record, Value
+from fastness.model.base import NO_JSON, Count, Record, Value
 
 CheckpointKind: TypeAlias = Literal["after_work", "before_completion"]
 """The safe boundaries inside a turn at which more input may arrive."""
@@ -15,11 +15,11 @@ CheckpointKind: TypeAlias = Literal["after_work", "before_completion"]
 class TokenUsage(Value, frozen=True):
     """Tokens of one or more model calls. Counters are never negative."""
 
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cache_read_tokens: int = 0
-    cache_write_tokens: int = 0
-    reasoning_output_tokens: int = 0
+    input_tokens: Count = 0
+    output_tokens: Count = 0
+    cache_read_tokens: Count = 0
+    cache_write_tokens: Count = 0
+    reasoning_output_tokens: Count = 0
 
     def __add__(self, other: TokenUsage) -> TokenUsage:
         return TokenUsage(
@@ -42,7 +42,7 @@ class TokenLedgerEntry(Value, frozen=True):
 class PersistedTurnState(Value, frozen=True):
     """Where the session stands: turns settled, usage so far, and the driver's own options as foreign JSON."""
 
-    turn_index: int = 0
+    turn_index: Count = 0
     token_usage: TokenUsage = TokenUsage()
     last_prompt_usage: TokenUsage | None = None
     protocol_turn_options: msgspec.Raw = NO_JSON

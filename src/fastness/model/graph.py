@@ -47,10 +47,14 @@ class MessageTree(msgspec.Struct, frozen=True, dict=True):
 
 
 class SessionGraph(msgspec.Struct, frozen=True, dict=True):
-    """Nodes in commit order and the leaf that the session stands on (None: before the first node)."""
+    """Nodes in commit order and the leaf that the session stands on (None: before the first node).
+
+    ``behind_node_id`` names the node that the first one follows, where only the end of a path was loaded.
+    """
 
     nodes: tuple[SessionNodeRecord, ...] = ()
     leaf_node_id: str | None = None
+    behind_node_id: str | None = None
 
     @cached_property
     def _by_id(self) -> dict[str, SessionNodeRecord]:
@@ -73,19 +77,22 @@ class SessionGraph(msgspec.Struct, frozen=True, dict=True):
                 raise dangling_parent(session_id, node)
             known.add(node.node_id)
         leaf = nodes[-1].node_id if nodes else self.leaf_node_id
-        return SessionGraph(self.nodes + nodes, leaf)
+        return SessionGraph(self.nodes + nodes, leaf, self.behind_node_id)
 
     def branch(self, node_id: str | None, *, session_id: str = "") -> SessionGraph:
         """Stand on another node, from where the next append grows. Raises ``GraphInvalidError`` for an unknown one."""
         if node_id is not None and node_id not in self._by_id:
             raise dangling_leaf(session_id, node_id)
-        return SessionGraph(self.nodes, node_id)
+        return SessionGraph(self.nodes, node_id, self.behind_node_id)
 
     def active_path(self, leaf_node_id: str | None = None, *, session_id: str = "") -> tuple[SessionNodeRecord, ...]:
-        """The ancestry of a leaf (default: the graph's), root first; ``GraphInvalidError`` where it is broken."""
+        """The ancestry of a leaf (default: the graph's), root first; ``GraphInvalidError`` where it is broken.
+
+        Where only the end of a path was loaded, it is as much of it as is there.
+        """
         at = self.leaf_node_id if leaf_node_id is None else leaf_node_id
         path: list[SessionNodeRecord] = []
-        while at is not None:
+        while at is not None and at != self.behind_node_id:
             node = self._by_id.get(at)
             if node is None:
                 raise dangling_parent(session_id, path[-1]) if path else dangling_leaf(session_id, at)

@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from fastness.model.base import NO_JSON, Record, Value
+from fastness.model.base import NO_JSON, Id, Record, Timestamp, Value
 from fastness.model.checkpoint import (
     BlobRef,
     HydratedSessionCheckpoint,
@@ -68,10 +68,10 @@ class AgentFrameRecord(Record, frozen=True):
     JSON.
     """
 
-    frame_id: str
-    started_at: str
+    frame_id: Id
+    started_at: Timestamp
     reason: str = "initial"
-    previous_frame_id: str | None = None
+    previous_frame_id: Id | None = None
     checkpoint_ref: BlobRef | None = None
     body: msgspec.Raw = NO_JSON
 
@@ -100,9 +100,17 @@ class FullGraph(Value, frozen=True, tag_field="type", tag="full_graph"):
 
 
 class ActivePath(Value, frozen=True, tag_field="type", tag="active_path"):
-    """Load the ancestry of one leaf, by default the head's."""
+    """Load the ancestry of one leaf, by default the head's; all of it, or its end alone.
+
+    ``last`` is how many nodes are wanted at most, the leaf among them. With ``after_revision`` what the session stood
+    on at that revision is left out, for whoever has it already; where the path does not lead over the leaf of that
+    revision, or nobody knows any more which that was, all of it is given. ``graph.behind_node_id`` says what the nodes
+    follow: None where they begin at the root.
+    """
 
     leaf_node_id: str | None = None
+    last: int | None = None
+    after_revision: int | None = None
 
 
 SessionReadScope: TypeAlias = FullGraph | ActivePath
@@ -231,8 +239,8 @@ class SessionStoreCreateRequest(Value, frozen=True):
 class SessionFilter(Value, frozen=True):
     """Which sessions a listing shows; times are milliseconds since the epoch, both ends inclusive.
 
-    A session is shown if it has all of the ``labels``. The listing goes through the sessions of the first and looks the
-    others up, so that it pays to begin with the rarest.
+    A session is shown if it has all of the ``labels``. A listing goes through the sessions that the rarest of what is
+    asked for fits, and looks at those for the rest; what fits many one by one and hardly any together takes longest.
     """
 
     id_prefix: str | None = None

@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from fastness.model.base import NO_JSON, Record, Value
+from fastness.model.base import NO_JSON, Id, Record, Timestamp, Value
 
 Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
 
@@ -91,7 +91,7 @@ class ProviderFields(Value, frozen=True):
 class Message(Value, frozen=True):
     """One message. ``provider`` keeps what the parts do not say, so that it goes out exactly as it came in."""
 
-    id: str
+    id: Id
     role: Role
     parts: tuple[MessagePart, ...]
     origin: MessageOrigin | None = None
@@ -144,12 +144,12 @@ NodePayload: TypeAlias = EventPayload | PluginPayload
 class SessionNodeRecord(Record, frozen=True):
     """One node of the transcript graph. ``timestamp`` is RFC 3339; ``parent_node_id`` is None for a root."""
 
-    node_id: str
-    parent_node_id: str | None
-    timestamp: str
+    node_id: Id
+    parent_node_id: Id | None
+    timestamp: Timestamp
     payload: NodePayload
-    caused_by: str | None = None
-    agent_frame_id: str | None = None
+    caused_by: Id | None = None
+    agent_frame_id: Id | None = None
 
     @property
     def message(self) -> Message | None:

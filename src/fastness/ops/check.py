@@ -12,7 +12,7 @@ from fastness.decide.commit import HEAD as HEAD_HOLDER
 from fastness.decide.commit import frame_holder
 from fastness.errors import StoreError
 from fastness.model.attachments import AttachmentRef
-from fastness.model.base import Record, sha256_hex
+from fastness.model.base import Record, decoder_of, sha256_hex
 from fastness.model.checkpoint import SessionCheckpoint
 from fastness.model.queued_work import QueuedWorkBatchDraft
 from fastness.model.reports import CheckFinding, CheckReport
@@ -150,7 +150,7 @@ def _readable(kind: type[R], body: str | None) -> bool:
 def _names(attachment_id: str, reference: str) -> bool:
     """Whether a reference can be read and is one to this content."""
     try:
-        return msgspec.json.decode(reference, type=AttachmentRef).attachment_id == attachment_id
+        return decoder_of(AttachmentRef).decode(reference).attachment_id == attachment_id
     except msgspec.DecodeError:
         return False
 

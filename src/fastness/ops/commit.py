@@ -90,7 +90,7 @@ def commit(
     Without ``knows`` nobody asks what the handle knows afterwards.
     """
     assert target.sid is not None  # a commit is made through a bound handle
-    mail = outbox.deliveries(target, given.commit.outbox, minted_ids)
+    mail = outbox.deliveries(target, given.commit.outbox, minted_ids) if minted_ids else []
     facts, mail_facts = yield from _facts(target, target.sid, given, hint, mail)
     plan = rules.settle(target.session_id, given, facts)
     if isinstance(plan, rules.Replay):
@@ -98,7 +98,7 @@ def commit(
         if plan.releases and release is not None and facts.lane is not None:
             yield Write(free_lane(facts.lane.sid, release), wakes=True)
         return Settled(plan.result, None)
-    admitted = yield from outbox.admitted(mail, mail_facts, target if plan.releases else None)
+    admitted = (yield from outbox.admitted(mail, mail_facts, target if plan.releases else None)) if mail else []
     apart = not plan.replaces and not given.commit.agent_frames and given.commit.interrupted_turn_input_turn_id is None
     yield Write(
         *_settlement(given, plan), *admitted, apart=apart and not admitted, wakes=plan.releases or bool(admitted)

@@ -6,13 +6,23 @@ indexed by label, and in the lane. Both are written with the description, under 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 import msgspec
 
-from fastness.decide.directory import effective_meta, filled_meta, parent_of, tidied
-from fastness.model.base import checked
+from fastness.decide.directory import (
+    FEW,
+    Way,
+    effective_meta,
+    filled_meta,
+    parent_of,
+    tidied,
+    way_through,
+    worth_counting,
+)
+from fastness.model.base import MAX_INT, checked
 from fastness.model.session import (
     PersistedSessionConfig,
     SessionFilter,
@@ -32,13 +42,33 @@ DESCRIBE = "update session set meta = $2, parent_session_id = $3, config = coale
 PRIORITIZE = "update lane set priority = $2 where sid = $1 and priority <> $2"
 DROP_LABELS = "delete from session_label where sid = $1 and not (label in any_of($2))"
 ADD_LABEL = "insert into session_label (sid, label) values ($1, $2) on conflict (sid, label) do nothing"
+# The page first, and then what is shown of it: no plan shall go through all heads for that.
 LIST = """
-    select s.sid, s.session_id, s.created_ms, s.meta, coalesce(h.revision, 0), coalesce(h.node_count, 0),
-        coalesce(h.updated_ms, s.created_ms)
-    from {sessions} left join head h on h.sid = s.sid where {where} order by {key} limit {limit}"""
+    select p.sid, p.session_id, p.created_ms, p.meta, coalesce(h.revision, 0), coalesce(h.node_count, 0),
+        coalesce(h.updated_ms, p.created_ms)
+    from (
+        select s.sid, s.session_id, s.created_ms, s.meta from {sessions} where {where} order by {order} limit {limit}) p
+    left join head h on h.sid = p.sid"""
 ALL = "session s"
 LABELLED = "session_label l join session s on s.sid = l.sid"
-HAS_LABEL = "exists (select 1 from session_label o where o.sid = l.sid and o.label = {})"
+HAS_LABEL = "exists (select 1 from session_label o where o.sid = {sid} and o.label = {0})"
+IS_CHILD = "coalesce(s.parent_session_id, '') = {0}"
+HAS_NAME = "coalesce(s.session_id, '') >= {0} and coalesce(s.session_id, '') < {1}"
+WAS_CREATED = "+s.created_ms >= {0} and +s.created_ms <= {1}"
+# Behind which key the first session of a time may be: all before are passed over, where they are many.
+BEFORE_CREATED = f"""(
+    select max(k.sid) from (
+        select cast($1 as bigint) as sid
+        union all
+        select case
+            when (select count(*) from (select 1 from session e where e.created_ms < {{0}} limit {FEW}) few) = {FEW}
+            then (select min(+t.sid) - 1 from session t where t.created_ms >= {{0}} and t.created_ms <= {{1}})
+        end) k)"""
+_COUNT = "select count(*) from (select 1 from {} limit {}) few"
+COUNT_LABEL = _COUNT.format("session_label where label = $1", "$2")
+COUNT_CHILDREN = _COUNT.format("session where parent_session_id = $1", "$2")
+COUNT_NAMES = _COUNT.format("session where session_id >= $1 and session_id < $2", "$3")
+COUNT_CREATED = _COUNT.format("session where created_ms >= $1 and created_ms <= $2", "$3")
 RELEASE_ATTACHMENTS = """
     insert into attachment_release (attachment_id, session_id, released_ms)
     select a.attachment_id, s.session_id, $2 from attachment a join session s on s.sid = a.sid where a.sid = $1
@@ -104,34 +134,79 @@ def sid_of(session_id: str) -> Program[int | None]:
 
 def list_page(after_sid: int, limit: int, filters: SessionFilter) -> Program[SessionPage]:
     """List sessions in the order of their creation, from behind ``after_sid``."""
-    (rows,) = yield Read(_listing(after_sid, limit + 1, filters), last=True)
+    wanted = _criteria(filters)
+    counts: list[int] = []
+    if worth_counting([each.is_ordered for each in wanted]):
+        found = yield Read(*(Statement(each.counting, (*each.values, FEW)) for each in wanted))
+        counts = [count for ((count,),) in found]
+    way = way_through([each.is_ordered for each in wanted], counts)
+    (rows,) = yield Read(_listing(after_sid, limit + 1, wanted, way), last=True)
+    rows.sort(key=itemgetter(0))  # to the database a join has no order
     sessions = tuple(_summary(row) for row in rows[:limit])
     return SessionPage(sessions, str(rows[limit - 1][0]) if len(rows) > limit else None)
 
 
-def _listing(after_sid: int, limit: int, filters: SessionFilter) -> Statement:
-    """With labels it goes by the index of the first, which is in the same order, and looks the others up."""
-    labels = tuple(dict.fromkeys(filters.labels))
-    sessions, key = (LABELLED, "l.sid") if labels else (ALL, "s.sid")
-    params: list[Param] = []
-    where: list[str] = []
+class _Criterion(NamedTuple):
+    """One thing that a filter asks for. ``{0}`` and ``{1}`` in the texts stand for the parameters of its values.
 
-    def narrow(condition: str, value: Param) -> None:
-        if value is not None:
-            params.append(value)
-            where.append(condition.format(f"${len(params)}"))
+    ``leads`` is said of it where the listing goes through the sessions that it fits, by their index, ``holds`` where
+    it is looked at session by session; ``before`` is a key that all sessions it fits come behind, no less than ``$1``.
+    ``is_ordered``: its index gives the sessions in the order of the listing.
+    """
 
-    narrow(f"{key} > {{}}", after_sid)
-    for at, label in enumerate(labels):
-        narrow(HAS_LABEL if at else "l.label = {}", label)
+    values: tuple[Param, ...]
+    counting: str
+    leads: str
+    holds: str
+    is_ordered: bool = False
+    is_label: bool = False
+    before: str = "$1"
+
+
+def _criteria(filters: SessionFilter) -> list[_Criterion]:
+    wanted = [
+        _Criterion((label,), COUNT_LABEL, "l.label = {0}", HAS_LABEL, is_ordered=True, is_label=True)
+        for label in dict.fromkeys(filters.labels)
+    ]
+    if filters.parent_session_id is not None:
+        parent = (filters.parent_session_id,)
+        wanted.append(_Criterion(parent, COUNT_CHILDREN, "s.parent_session_id = {0}", IS_CHILD, is_ordered=True))
     if filters.id_prefix:
-        narrow("s.session_id >= {}", filters.id_prefix)
-        narrow("s.session_id < {}", filters.id_prefix + "\U0010ffff")
-    narrow("s.parent_session_id = {}", filters.parent_session_id)
-    narrow("s.created_ms >= {}", filters.created_from_ms)
-    narrow("s.created_ms <= {}", filters.created_until_ms)
+        ends = (filters.id_prefix, filters.id_prefix + "\U0010ffff")
+        wanted.append(_Criterion(ends, COUNT_NAMES, "s.session_id >= {0} and s.session_id < {1}", HAS_NAME))
+    since, until = filters.created_from_ms, filters.created_until_ms
+    if since is not None or until is not None:
+        span = (-MAX_INT if since is None else since, MAX_INT if until is None else until)
+        within = "s.created_ms >= {0} and s.created_ms <= {1}"
+        wanted.append(_Criterion(span, COUNT_CREATED, within, WAS_CREATED, before=BEFORE_CREATED))
+    return wanted
+
+
+def _listing(after_sid: int, limit: int, wanted: Sequence[_Criterion], way: Way) -> Statement:
+    """Go through the sessions that lead the way, in order or to be sorted, and look at each for the rest."""
+    leader = None if way.leader is None else wanted[way.leader]
+    by_label = leader is not None and leader.is_label
+    params: list[Param] = [after_sid]
+    where: list[str] = []
+    before = "$1"
+    for criterion in wanted:
+        names = [f"${len(params) + at}" for at in range(1, len(criterion.values) + 1)]
+        params += criterion.values
+        text = criterion.leads if criterion is leader else criterion.holds
+        where.append(text.format(*names, sid="l.sid" if by_label else "s.sid"))
+        if criterion.before != before:
+            before = criterion.before.format(*names)
+    key = "l.sid" if by_label else "s.sid"
+    if way.in_order:
+        where.append(f"{key} > {before}")
+    else:
+        where.append("+s.sid > $1")  # what is compared as an expression is no way to find the row
+    if by_label:
+        where.append("s.sid > $1")  # a merge of the two begins there as well
     params.append(limit)
-    sql = LIST.format(sessions=sessions, where=" and ".join(where), key=key, limit=f"${len(params)}")
+    sessions = LABELLED if by_label else ALL
+    order = key if way.in_order else f"+{key}"
+    sql = LIST.format(sessions=sessions, where=" and ".join(where), order=order, limit=f"${len(params)}")
     return Statement(sql, tuple(params))
 
 

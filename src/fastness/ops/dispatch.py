@@ -16,8 +16,7 @@ from fastness.decide import dispatch as rules
 from fastness.decide import lane as lane_rules
 from fastness.decide.dispatch import Beginning, WaitingInput
 from fastness.decide.lane import LaneFacts
-from fastness.decide.limits import MAX_INT
-from fastness.model.base import encode
+from fastness.model.base import MAX_INT, encode
 from fastness.model.dispatch import (
     Agenda,
     LabelLimited,
@@ -173,19 +172,32 @@ def _asked(body: str) -> InterruptRequest:
 
 
 def begin(
-    target: Target, owner: LeaseOwnerIdentity, ttl_ms: int, wants: Wants, drawn: Drawn, over: Takeover | None = None
+    target: Target,
+    owner: LeaseOwnerIdentity,
+    ttl_ms: int,
+    wants: Wants,
+    drawn: Drawn,
+    over: Takeover | None = None,
+    *,
+    settled: int | None = None,
 ) -> Program[TurnBeginning]:
-    """Claim the lane and, under it, what leads the session's line (laws L1 to L3, L6, K1, K2, I3, W2)."""
-    asked = [of_session(target, HEAD_REVISION), *_line(target, wants)]
+    """Claim the lane and, under it, what leads the session's line (laws L1 to L3, L6, K1, K2, I3, W2).
+
+    ``settled`` is the head's revision where this very transaction has settled a turn: then the lane is locked already.
+    """
+    asked = _line(target, wants)
     if wants.label_limits:
         asked.append(of_session(target, LIMITED_LABELS, id_list(wants.label_limits)))
+    if settled is None:
+        asked.append(of_session(target, HEAD_REVISION))
     if wants.needs_something:
-        known, (heads, *line) = yield from enter(target, *asked)
+        known, line = yield from enter(target, *asked, is_locked=settled is not None)
         if known is None:
             return NothingToDo()
         lane = known
     else:
-        lane, (heads, *line) = yield from enter_or_create(target, *asked)
+        lane, line = yield from enter_or_create(target, *asked)
+    revision = settled if settled is not None else next((revision for (revision,) in line.pop()), None)
     before, was_live = lane.owner, lane.is_live
     if over is not None and lane.is_live and lane_rules.may_reclaim(lane, over.observed, over.dead):
         lane = msgspec.structs.replace(lane, owner=None, lease_token=None, expires_ms=0, backoff_ms=0)
@@ -206,7 +218,7 @@ def begin(
         refusal = yield from _refusal(lane, wants, labels)
         if refusal is not None:
             return refusal
-    begun = TurnBegun(lease, lane.sid, heads[0][0] if heads else None, limited_labels=tuple(labels))
+    begun = TurnBegun(lease, lane.sid, revision, limited_labels=tuple(labels))
     if before is not None and not lane_rules.same_incarnation(before, owner):
         begun = msgspec.structs.replace(begun, took_over_from=before.owner_id, took_over_expired=not was_live)
     return (yield from _begin(lane, begun, wants, drawn, line))
@@ -278,7 +290,7 @@ def _grant(lane: LaneFacts, begun: TurnBegun, plan: Beginning, drawn: Drawn, lin
     statement, token = claims.grant_statement(
         table, lane.sid, lease.fencing_token, lease.lease_token, drawn.claim_id, rows
     )
-    granted = claims.in_order((yield Write(take_lane(lane.sid, lease), statement, last=True))[-1], rows)
+    granted = claims.in_order((yield Write(take_lane(lane.sid, lease), statement, last=True, apart=True))[-1], rows)
     since = {row[0]: max(row[-2:]) for row in line[0 if plan.inputs else 1]}
     waited_ms = max(0, lane.now_ms - min(since[row.row_id] for row in rows))
     named = (lane.session_id, drawn.claim_id, lease.owner, token, lease.fencing_token, lease.expires_at_epoch_ms)

@@ -23,14 +23,14 @@ from fastness.decide.directory import effective_meta, parent_of, rfc3339
 from fastness.decide.history import Point
 from fastness.decide.lane import LaneFacts
 from fastness.errors import RevisionNotReadableError, SessionIdTakenError, SessionNotFoundError
-from fastness.model.base import checked
+from fastness.model.base import MAX_INT, checked
 from fastness.model.session import AgentFrameRecord, Child, SessionMeta
 from fastness.model.transcript import SessionNodeRecord
 from fastness.ops.commit import ADD_HEAD, FRAMES_PER_COMMIT, HOLD_BLOB, PUT_FRAME
 from fastness.ops.directory import ADD_LABEL
 from fastness.ops.history import LOGGED, Manifest, manifest_at
 from fastness.ops.lane import Target, enter, of_session
-from fastness.ops.load import HEAD, PATH, read_head, session_row, session_statement
+from fastness.ops.load import HEAD, PATH, in_order, read_head, session_row, session_statement
 from fastness.sql.program import Item, Many, Program, Read, Statement, Write, id_list
 from fastness.sql.records import stored, stored_nodes
 
@@ -137,7 +137,8 @@ def _origin(session_id: str, sid: int, head: HeadFacts, place: Place) -> Program
         (logged,) = yield Read(Statement(LOGGED, (sid, place.revision)))
         point = rules.point_at(session_id, place.revision, head, logged[0] if logged else None)
     leaf = point.leaf_node_id if place.node_id is None else place.node_id
-    (rows,) = yield Read(Statement(PATH, (sid, leaf)))
+    (rows,) = yield Read(Statement(PATH, (sid, leaf, MAX_INT, 0)))
+    rows = in_order(rows)
     last_seq = rows[-1][-1] if rows else 0
     if point.revision != head.revision and leaf is not None and not 0 < last_seq < point.next_seq:
         raise rules.lost_transcript(session_id, point)

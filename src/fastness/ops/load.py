@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import NamedTuple, TypeVar
 
 import msgspec
@@ -10,6 +11,7 @@ from fastness.decide import load as rules
 from fastness.decide.commit import HeadFacts
 from fastness.decide.directory import effective_meta
 from fastness.errors import DatabaseDamagedError, SessionDeletedError, UnsupportedReadScopeError
+from fastness.model.base import MAX_INT
 from fastness.model.checkpoint import (
     BlobRef,
     HydratedSessionCheckpoint,
@@ -48,15 +50,24 @@ BLOBS = "select ref, body from blob where ref in any_of($1)"
 LIVE_NODES = """
     select utf8(body), crc, seq from node where sid = $1 and tombstoned = 0 and seq > $2 order by seq limit $3"""
 NODE = "select utf8(body), crc from node where sid = $1 and node_id = $2 and tombstoned = 0"
-# A parent is older than its child, so the walk ends even where a file is damaged. The cross join has SQLite go through
-# the path and look each node up, whatever it thinks of their numbers.
+SEQ = "select seq from node where sid = $1 and node_id = $2 and tombstoned = 0"
+# From the leaf up: as many nodes as are wanted, and none that is older than the given seq. A parent is older than its
+# child, so the walk ends even where a file is damaged. The cross joins have SQLite go through the path and look each
+# node up, whatever it thinks of their numbers. To sort the rows, it would copy all bodies: ``in_order`` does it.
 PATH = """
-    with recursive path (seq, parent_seq) as (
-        select seq, parent_seq from node where sid = $1 and node_id = $2 and tombstoned = 0
+    with recursive path (seq, parent_seq, wanted) as (
+        select seq, parent_seq, cast($3 as bigint) from node
+        where sid = $1 and node_id = $2 and tombstoned = 0 and seq >= $4
         union all
-        select n.seq, n.parent_seq from path p join node n on n.sid = $1 and n.seq = p.parent_seq
-        where n.seq < p.seq and n.tombstoned = 0)
-    select utf8(n.body), n.crc, n.seq from path p cross join node n where n.sid = $1 and n.seq = p.seq order by p.seq"""
+        select n.seq, n.parent_seq, p.wanted - 1 from path p cross join node n
+        where n.sid = $1 and n.seq = p.parent_seq and n.seq < p.seq and n.seq >= $4 and n.tombstoned = 0
+            and p.wanted > 1)
+    select utf8(n.body), n.crc, n.seq from path p cross join node n where n.sid = $1 and n.seq = p.seq"""
+# The leaf of a revision, if it still is the node that it was then: a seq is never used again.
+LEAF_AT = """
+    select c.next_seq, c.leaf_node_id from commit_log c
+    join node n on n.sid = c.sid and n.node_id = c.leaf_node_id and n.tombstoned = 0 and n.seq < c.next_seq
+    where c.sid = $1 and c.revision = $2"""
 
 
 class SessionRow(msgspec.Struct, frozen=True):
@@ -148,20 +159,31 @@ class _Graph(NamedTuple):
     blobs: list[Row]
 
 
+class _Place(NamedTuple):
+    """Where the nodes of a load are, and how many rows a read may give. ``seen`` are the rows of ``LEAF_AT``."""
+
+    target: Target
+    head: HeadFacts
+    rows_per_read: int
+    seen: list[Row]
+
+
 def load_session(target: Target, scope: SessionReadScope, rows_per_read: int) -> Program[Loaded | None]:
     """Give the settled state of a session; None before the first commit. Nodes are read so many at a time."""
     if not isinstance(scope, FullGraph | ActivePath):
         raise UnsupportedReadScopeError(repr(scope))
-    session, heads, frames, ledger = yield Read(
-        session_statement(target), *(of_session(target, sql) for sql in (HEAD, FRAMES, LEDGER))
-    )
+    asked = [session_statement(target), *(of_session(target, sql) for sql in (HEAD, FRAMES, LEDGER))]
+    if isinstance(scope, ActivePath) and scope.after_revision is not None:
+        asked.append(of_session(target, LEAF_AT, scope.after_revision))
+    session, heads, frames, ledger, *seen = yield Read(*asked)
     row = session_row(target, session)
     head = read_head(heads)
     if row is None or head is None:
         return None
     meta = effective_meta(target.session_id, row.meta, row.created_ms)
-    load = _load_full if isinstance(scope, FullGraph) else _load_path
-    graph, leaf_seq, blobs = yield from load(Target(target.session_id, row.sid), head, scope, rows_per_read)
+    place = _Place(Target(target.session_id, row.sid), head, rows_per_read, seen[0] if seen else [])
+    loading = _load_full(place) if isinstance(scope, FullGraph) else _load_path(place, scope)
+    graph, leaf_seq, blobs = yield from loading
     totals = [TokenLedgerEntry(source, model, TokenUsage(*counters)) for source, model, *counters in ledger]
     records = tuple(stored(AgentFrameRecord, body) for _, body in frames)
     read = PersistedSessionRead(
@@ -176,34 +198,59 @@ def load_session(target: Target, scope: SessionReadScope, rows_per_read: int) ->
     return Loaded(read, Hint(head, leaf_seq, usage, dict(frames), complete=True))
 
 
-def _load_full(target: Target, head: HeadFacts, _: SessionReadScope, rows_per_read: int) -> Program[_Graph]:
+def _load_full(place: _Place) -> Program[_Graph]:
     """Read all live nodes, some at a time: what was decoded is let go of before more comes, and stays in the caches."""
+    (session_id, sid), head, at_once, _ = place
     nodes: list[SessionNodeRecord] = []
-    seqs = [0]
-    blobs: list[list[Row]] = []
-    contents: tuple[Statement, ...] = _blobs(head)
+    after = 0
+    found: list[list[Row]] = []
+    also = (Statement(SEQ, (sid, head.leaf_node_id)), *_blobs(head))
     last = False
     while not last:
         left = head.node_count + 1 - len(nodes)  # one more than there should be: it would be noticed
-        last = left <= rows_per_read
-        page = Statement(LIVE_NODES, (target.sid, seqs[-1], max(1, min(left, rows_per_read))))
-        rows, *found = yield Read(page, *contents, last=last)
-        blobs, contents = blobs or found, ()
-        nodes += stored_nodes(target.session_id, rows)
-        seqs += [row[-1] for row in rows]
+        last = left <= at_once
+        page = Statement(LIVE_NODES, (sid, after, max(1, min(left, at_once))))
+        rows, *others = yield Read(page, *also, last=last)
+        found, also = found or others, ()
+        nodes += stored_nodes(session_id, rows)
+        after = rows[-1][-1] if rows else after
         last = last or not rows
-    graph = rules.full_graph(target.session_id, nodes, head.leaf_node_id, head.node_count)
-    at = next((at for at in reversed(range(len(nodes))) if nodes[at].node_id == head.leaf_node_id), None)
-    return _Graph(graph, None if at is None else seqs[at + 1], blobs[0] if blobs else [])
+    graph = rules.full_graph(session_id, nodes, head.leaf_node_id, head.node_count)
+    seqs, *blobs = found
+    return _Graph(graph, seqs[0][0] if seqs else None, blobs[0] if blobs else [])
 
 
-def _load_path(target: Target, head: HeadFacts, scope: SessionReadScope, _: int) -> Program[_Graph]:
-    asked = scope.leaf_node_id if isinstance(scope, ActivePath) else None
-    leaf = head.leaf_node_id if asked is None else asked
-    rows, *blobs = yield Read(Statement(PATH, (target.sid, leaf)), *_blobs(head), last=True)
-    graph = rules.active_path(target.session_id, stored_nodes(target.session_id, rows), leaf)
-    leaf_seq = rows[-1][-1] if rows and leaf == head.leaf_node_id else None
-    return _Graph(graph, leaf_seq, blobs[0] if blobs else [])
+def _load_path(place: _Place, scope: ActivePath) -> Program[_Graph]:
+    """Read a path, or its end. What is left out as known has to be what it hangs on, or else all of it is read."""
+    (session_id, sid), head, _, seen = place
+    leaf = head.leaf_node_id if scope.leaf_node_id is None else scope.leaf_node_id
+    wanted = scope.last or MAX_INT
+    if seen:
+        ((since, seen_leaf),) = seen
+        rows, *blobs = yield Read(Statement(PATH, (sid, leaf, wanted, since)), *_blobs(head))
+        found = stored_nodes(session_id, in_order(rows))
+        if len(found) == wanted or rules.joins(found, leaf, seen_leaf):
+            behind = found[0].parent_node_id if found else leaf
+            graph = rules.active_path(session_id, found, leaf, behind)
+            return _Graph(graph, _leaf_seq(rows, leaf, head), blobs[0] if blobs else [])
+    rows, *blobs = yield Read(Statement(PATH, (sid, leaf, wanted, 0)), *_blobs(head), last=True)
+    found = stored_nodes(session_id, in_order(rows))
+    behind = found[0].parent_node_id if len(found) == wanted else None
+    graph = rules.active_path(session_id, found, leaf, behind)
+    return _Graph(graph, _leaf_seq(rows, leaf, head), blobs[0] if blobs else [])
+
+
+def in_order(rows: list[Row]) -> list[Row]:
+    """Give the rows of ``PATH`` root first."""
+    rows.sort(key=_SEQ_OF)
+    return rows
+
+
+_SEQ_OF = itemgetter(2)
+
+
+def _leaf_seq(rows: list[Row], leaf: str | None, head: HeadFacts) -> int | None:
+    return _SEQ_OF(rows[-1]) if rows and leaf == head.leaf_node_id else None
 
 
 def _blobs(head: HeadFacts) -> tuple[Statement, ...]:

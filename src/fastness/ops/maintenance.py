@@ -26,20 +26,23 @@ ADD_TO_LOG = """
     insert into commit_log (sid, revision, kind, leaf_node_id, checkpoint_ref, committed_ms, next_seq)
     values ($1, $2, 'tombstone', $3, $4, $5, (select next_seq from head where sid = $1))"""
 
-COUNT_TOMBSTONED = "select count(*) from node where sid = $1 and tombstoned = 1"
-COUNT_INPUT_EVIDENCE = (
-    "select count(*) from turn_input_evidence where sid = $1 and settled_ms <= $2 and state <> 'quarantined'"
-)
-COUNT_WORK_EVIDENCE = (
-    "select count(*) from queued_work_evidence where sid = $1 and settled_ms <= $2 and state <> 'quarantined'"
-)
-COUNT_RECEIPTS = "select count(*) from commit_log where sid = $1 and turn_hash is not null and committed_ms <= $2"
-DROP_TOMBSTONED = "delete from node where sid = $1 and tombstoned = 1"
-DROP_INPUT_EVIDENCE = "delete from turn_input_evidence where sid = $1 and settled_ms <= $2 and state <> 'quarantined'"
-DROP_WORK_EVIDENCE = "delete from queued_work_evidence where sid = $1 and settled_ms <= $2 and state <> 'quarantined'"
+# Some rows at a time. What stays, since it is too young or in quarantine, is passed over once: by its key.
+DROP_TOMBSTONED = """
+    delete from node where sid = $1 and seq in (
+        select seq from node where sid = $1 and tombstoned = 1 limit $2)
+    returning 1"""
+_DROP_EVIDENCE = """
+    delete from {table} where sid = $1 and {key} in (
+        select {key} from {table}
+        where sid = $1 and {key} > $2 and settled_ms <= $3 and state <> 'quarantined' order by {key} limit $4)
+    returning {key}"""
+DROP_INPUT_EVIDENCE = _DROP_EVIDENCE.format(table="turn_input_evidence", key="input_id")
+DROP_WORK_EVIDENCE = _DROP_EVIDENCE.format(table="queued_work_evidence", key="batch_id")
 DROP_RECEIPTS = """
-    update commit_log set turn_hash = null, result = null
-    where sid = $1 and turn_hash is not null and committed_ms <= $2"""
+    update commit_log set turn_hash = null, result = null where sid = $1 and revision in (
+        select revision from commit_log
+        where sid = $1 and revision > $2 and turn_hash is not null and committed_ms <= $3 order by revision limit $4)
+    returning revision"""
 
 HEAD_ROOTS = "select sid, checkpoint_ref from head where sid > $1 and sid <= $2 and checkpoint_ref is not null"
 FRAMES = "select sid, body from agent_frame where sid > $1 and sid <= $2"
@@ -73,7 +76,7 @@ COUNT_WOULD_BE_UNREACHABLE = """
 
 _ALL_TIME = 2**63 - 1
 _SESSIONS_PER_READ = 500
-_ROWS_PER_WRITE = 500
+_ROWS_PER_WRITE = 200
 _ABORTED = "nothing was deleted: run 'check' and restore what it names from a backup"
 
 
@@ -100,40 +103,58 @@ def tombstone(target: Target, node_ids: Sequence[str]) -> Program[int]:
     return len(plan.seqs)
 
 
-def vacuum_counts(sid: int, evidence_until_ms: int | None, receipts_until_ms: int | None) -> Program[VacuumReport]:
-    """Count what a vacuum would remove."""
-    evidence = _ALL_TIME if evidence_until_ms is None else evidence_until_ms
-    asked = [
-        Statement(COUNT_TOMBSTONED, (sid,)),
-        Statement(COUNT_INPUT_EVIDENCE, (sid, evidence)),
-        Statement(COUNT_WORK_EVIDENCE, (sid, evidence)),
-    ]
-    if receipts_until_ms is not None:  # receipts go only when they are asked for
-        asked.append(Statement(COUNT_RECEIPTS, (sid, receipts_until_ms)))
-    nodes, inputs, batches, *receipts = [rows[0][0] for rows in (yield Read(*asked))]
-    return VacuumReport(nodes, inputs, batches, receipts[0] if receipts else 0)
+class Vacuumed(NamedTuple):
+    """How far a vacuum has come: what it has removed, up to which keys, and whether there is more."""
+
+    report: VacuumReport = VacuumReport(0, 0, 0, 0)
+    input_id: str = ""
+    batch_id: str = ""
+    revision: int = 0
+    is_over: bool = False
 
 
 def vacuum(
-    target: Target, evidence_until_ms: int | None = None, receipts_until_ms: int | None = None
-) -> Program[VacuumReport]:
-    """Remove this session's tombstoned nodes and old evidence. Cut-offs are inclusive (law M2)."""
+    target: Target, so_far: Vacuumed, evidence_until_ms: int | None = None, receipts_until_ms: int | None = None
+) -> Program[Vacuumed]:
+    """Remove some of this session's tombstoned nodes and old evidence. Cut-offs are inclusive (law M2).
+
+    Begin with ``Vacuumed()`` and go on with what this gives until it is over: commits get their turn in between.
+    """
     lane, _ = yield from enter(target)
     if lane is None:
-        return VacuumReport(0, 0, 0, 0)
+        return so_far._replace(is_over=True)
     sid = lane.sid
-    report = yield from vacuum_counts(sid, evidence_until_ms, receipts_until_ms)
-    evidence = _ALL_TIME if evidence_until_ms is None else evidence_until_ms
+    until = _ALL_TIME if evidence_until_ms is None else evidence_until_ms
     statements = [
-        Statement(DROP_TOMBSTONED, (sid,)),
-        Statement(DROP_INPUT_EVIDENCE, (sid, evidence)),
-        Statement(DROP_WORK_EVIDENCE, (sid, evidence)),
+        Statement(DROP_TOMBSTONED, (sid, _ROWS_PER_WRITE)),
+        Statement(DROP_INPUT_EVIDENCE, (sid, so_far.input_id, until, _ROWS_PER_WRITE)),
+        Statement(DROP_WORK_EVIDENCE, (sid, so_far.batch_id, until, _ROWS_PER_WRITE)),
     ]
-    if receipts_until_ms is not None:
-        statements.append(turn_input.defer_settled(sid, receipts_until_ms))
-        statements.append(Statement(DROP_RECEIPTS, (sid, receipts_until_ms)))
-    yield Write(*statements)
-    return report
+    if receipts_until_ms is not None:  # receipts go only when they are asked for
+        statements.append(Statement(DROP_RECEIPTS, (sid, so_far.revision, receipts_until_ms, _ROWS_PER_WRITE)))
+        statements.insert(0, turn_input.defer_settled(sid, receipts_until_ms))
+    rows = yield Write(*statements, last=True)
+    nodes, inputs, batches, *receipts = rows if receipts_until_ms is None else rows[1:]
+    return _further(so_far, nodes, inputs, batches, receipts[0] if receipts else [])
+
+
+def _further(
+    so_far: Vacuumed, nodes: Sequence[Row], inputs: Sequence[Row], batches: Sequence[Row], receipts: Sequence[Row]
+) -> Vacuumed:
+    """Add what was removed; of the nodes the number counts, of the others also the greatest key."""
+    before, gone = so_far.report, (nodes, inputs, batches, receipts)
+    return Vacuumed(
+        VacuumReport(
+            before.removed_node_count + len(nodes),
+            before.removed_pending_turn_input_tombstone_count + len(inputs),
+            before.removed_queue_evidence_count + len(batches),
+            before.removed_receipt_count + len(receipts),
+        ),
+        max((key for (key,) in inputs), default=so_far.input_id),
+        max((key for (key,) in batches), default=so_far.batch_id),
+        max((key for (key,) in receipts), default=so_far.revision),
+        is_over=all(len(rows) < _ROWS_PER_WRITE for rows in gone),
+    )
 
 
 def next_sids(after: int) -> Program[int | None]:

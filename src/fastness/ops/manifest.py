@@ -18,7 +18,7 @@ from fastness.model.attachments import (
     AttachmentReclaimGrant,
     AttachmentRef,
 )
-from fastness.model.base import encode
+from fastness.model.base import decoder_of, encode
 from fastness.ops.lane import Target, enter, enter_or_create, of_session
 from fastness.ops.load import session_row, session_statement
 from fastness.sql.program import Lock, LockNames, Many, Param, Program, Read, Rows, Statement, Write, id_list
@@ -167,7 +167,7 @@ def _entry(
     session_id: str, attachment_id: str, committed: int, recorded_ms: int, reference: str, intent_id: str = ""
 ) -> AttachmentManifestEntry:
     try:
-        found = msgspec.json.decode(reference, type=AttachmentRef)
+        found = decoder_of(AttachmentRef).decode(reference)
     except msgspec.DecodeError as error:
         raise DatabaseDamagedError(
             f"the reference of attachment {attachment_id} in session {session_id!r} is damaged: {error}",

@@ -13,9 +13,8 @@ from typing import NamedTuple
 import msgspec
 
 from fastness.decide import turn_input as rules
-from fastness.decide.limits import MAX_INT
 from fastness.decide.turn_input import InputRow
-from fastness.model.base import checked
+from fastness.model.base import MAX_INT, checked
 from fastness.model.commit import OutboxEntry, OutboxInput
 from fastness.model.queued_work import QueuedWorkBatchDraft
 from fastness.model.turn_input import PendingTurnInputDraft
@@ -44,6 +43,8 @@ def deliveries(sender: Target, outbox: Sequence[OutboxEntry], minted_ids: Sequen
 
 def locks(sender: Target, given: Sequence[Delivery]) -> list[Lock]:
     """Give the locks of all lanes that the commit writes to, in the order of the sessions' ids."""
+    if not given:
+        return [lane_lock(sender)]
     targets = {delivery.target.session_id: delivery.target for delivery in given} | {sender.session_id: sender}
     return [lane_lock(targets[session_id]) for session_id in sorted(targets)]
 

@@ -25,6 +25,7 @@ from fastness.factory import EngineSessionStoreFactory, open_database
 from fastness.liveness import mint_owner
 from fastness.model import (
     RUNNING_TURN,
+    ActivePath,
     ActiveTurn,
     AttachmentItem,
     AttachmentSource,
@@ -284,17 +285,25 @@ class Database:
 
     # --- reading ---
 
-    async def read(self, session_id: str, *, at_revision: int | None = None) -> SessionReadView | None:
+    async def read(
+        self, session_id: str, *, last: int | None = None, at_revision: int | None = None
+    ) -> SessionReadView | None:
         """Read a session as its last turn left it, with every branch; None before the first turn.
 
-        With ``at_revision`` it is read as that commit left it. Raises ``RevisionNotReadableError`` where that is not
+        With ``last``, only so many nodes at the end of the branch it stands on are read, however long that is. With
+        ``at_revision`` it is read, whole, as that commit left it: ``RevisionNotReadableError`` where that is not
         possible any more.
         """
+        if last is not None:
+            limits.check_positive("last", last)
+            if at_revision is not None:
+                raise InvalidInputError("last", "goes with the session as it is now, not with at_revision")
         if at_revision is not None:
             read = await self.factory.history.load_session_at(session_id, at_revision)
         else:
             store = await self.factory.open_existing_store(SessionStoreCreateRequest(session_id))
-            read = None if store is None else await store.load_session(FullGraph())
+            scope = FullGraph() if last is None else ActivePath(last=last)
+            read = None if store is None else await store.load_session(scope)
         return None if read is None else SessionReadView.of(read)
 
     async def history(self, session_id: str, *, after_revision: int = 0) -> AsyncIterator[CommitRecord]:

@@ -14,11 +14,10 @@ from functools import partial
 from fastness.attachments.session import SessionAttachmentStore
 from fastness.factory import EngineSessionStoreFactory
 from fastness.model import AttachmentStore, LeaseTimings, TurnBeginning, TurnBegun
-from fastness.runtime.ground import Ground, Warm, WarmSession, ground_of
+from fastness.runtime.ground import Ground, Warm, WarmSession, load_ground
 from fastness.runtime.lane import LaneKeeper, turn_id_of
 from fastness.runtime.sending import Succession
 from fastness.runtime.turn import Turn
-from fastness.state import load_persisted_session_state_active_path
 from fastness.store import SessionStore
 from fastness.telemetry import Telemetry, TurnSpan, turn_logger
 
@@ -64,7 +63,7 @@ class Runner:
         """
         lease = begun.lease
         self._tell(begun)
-        kept = self._warm.take(lease.session_id, begun.session_key, begun.head_revision)
+        kept = self._warm.take(lease.session_id, begun.session_key)
         store = kept.store if kept else self._store(lease.session_id, begun.session_key)
         lane = LaneKeeper(store, lease, asked_at=asked_at, timings=self.timings, telemetry=self.telemetry)
         span = self.telemetry.turn(
@@ -84,11 +83,11 @@ class Runner:
                         span=span,
                         submit=None if succession is None else partial(succession.submit, store),
                     )
-                    known = None if kept is None or at_node_id is not None else kept.ground
+                    known = None if kept is None else kept.ground
 
                     async def load() -> Ground:
                         """Give what the turn stands on."""
-                        return known or await _load(store, begun, at_node_id)
+                        return await _ground(store, begun, at_node_id, known)
 
                     async with _settling(turn, lane, span, load, on_failure):
                         yield turn
@@ -137,10 +136,13 @@ class Runner:
             self.telemetry.aged("work", ages)
 
 
-async def _load(store: SessionStore, begun: TurnBegun, at_node_id: str | None) -> Ground:
-    if begun.head_revision is None and at_node_id is None:
-        return Ground()
-    return ground_of(await load_persisted_session_state_active_path(store, at_node_id))
+async def _ground(store: SessionStore, begun: TurnBegun, at_node_id: str | None, known: Ground | None) -> Ground:
+    if at_node_id is None:
+        if known is not None and known.revision == begun.head_revision:
+            return known
+        if begun.head_revision is None:
+            return Ground()
+    return await load_ground(store, at_node_id, known)
 
 
 @asynccontextmanager

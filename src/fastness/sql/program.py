@@ -102,7 +102,8 @@ class Read:
 class Write:
     """A batch that changes the database. It gives no rows, unless it is the ``last`` batch of its program.
 
-    ``apart``: no statement depends on what another one of the batch does, so that an engine may run them as one.
+    ``apart``: no statement depends on what another one of the batch does, so that an engine may run them as one. Of a
+    ``last`` batch that is ``apart``, nothing but the rows of its last statement counts.
     ``wakes``: once this is committed, there may be something to do for whoever waits for work.
     """
 

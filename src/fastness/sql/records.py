@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TypeVar
 from zlib import crc32
 
@@ -14,6 +15,9 @@ from fastness.model.transcript import SessionNodeRecord
 from fastness.sql.program import Row
 
 R = TypeVar("R", bound=Record)
+
+_AT_ONCE = 250
+"""How many nodes are decoded as one array: few enough that their bodies are still in the caches."""
 
 _decode_nodes = list_decoder_of(SessionNodeRecord).decode
 
@@ -42,10 +46,17 @@ def stored_content(ref: str, body: bytes | None) -> bytes | None:
 
 def stored_nodes(session_id: str, rows: list[Row]) -> list[SessionNodeRecord]:
     """Read nodes from rows that begin with body, as bytes, and checksum. ``GraphInvalidError`` if damaged (law G3)."""
-    if not rows:
-        return []
-    bodies, checksums, *_ = zip(*rows, strict=True)
-    if tuple(map(crc32, bodies)) == checksums:
+    nodes: list[SessionNodeRecord] = []
+    for start in range(0, len(rows), _AT_ONCE):
+        nodes += _stored_slice(session_id, rows if len(rows) <= _AT_ONCE else rows[start : start + _AT_ONCE])
+    return nodes
+
+
+def _stored_slice(session_id: str, rows: list[Row]) -> list[SessionNodeRecord]:
+    width = len(rows[0])
+    columns = list(chain.from_iterable(rows))
+    bodies = columns[::width]
+    if list(map(crc32, bodies)) == columns[1::width]:
         try:
             # A body that has its checksum is as it was written, its version included: one more look at that is for
             # the slow way, which tells what is wrong and with which node.

@@ -313,6 +313,10 @@ _AGENDA = (
     primary key (sid, label)
 ){suffix}""",
     "create index session_label_sessions on session_label (label, sid)",
+    # A listing goes through the children of a session in its own order, and finds those of a time.
+    "drop index session_parent",
+    "create index session_parent on session (parent_session_id, sid) where parent_session_id is not null",
+    "create index session_created on session (created_ms, sid)",
     # The processes that run turns, as they say it themselves; body is JSON.
     """create table worker (
     worker_id {text} not null primary key,

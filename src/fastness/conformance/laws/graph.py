@@ -18,7 +18,7 @@ from fastness.conformance.builders import (
     turn,
 )
 from fastness.conformance.lab import Lab, differences, refused
-from fastness.errors import GraphInvalidError, HeadRevisionConflictError, NodeIdCollisionError
+from fastness.errors import GraphInvalidError, HeadRevisionConflictError, InvalidInputError, NodeIdCollisionError
 from fastness.model import (
     ActivePath,
     Append,
@@ -44,6 +44,12 @@ async def path(store: RuntimePersistence, leaf: str | None = None) -> list[str]:
     """The ids of an active path, root first."""
     read = some(await store.load_session(ActivePath(leaf)))
     return [found.node_id for found in read.graph.nodes]
+
+
+async def end(store: RuntimePersistence, scope: ActivePath) -> tuple[list[str], str | None]:
+    """The ids that a scope gives, root first, and the node that they follow."""
+    graph = some(await store.load_session(scope)).graph
+    return [found.node_id for found in graph.nodes], graph.behind_node_id
 
 
 async def tree(lab: Lab) -> RuntimePersistence:
@@ -166,6 +172,58 @@ async def test_g2_the_active_path_is_the_ancestry_of_a_leaf_root_first(lab: Lab)
     assert await path(again, "c") == ["a", "b", "c"]
     assert await path(again, "b") == ["a", "b"]
     assert await path(again, "r") == ["r"]
+
+
+async def test_g2_the_end_of_a_path_can_be_loaded_alone(lab: Lab) -> None:
+    """As many nodes as are asked for, the leaf last, and what they follow; all of the path where it is no longer."""
+    await tree(lab)
+    again = await lab.reopen()
+    assert await end(again, ActivePath(last=1)) == (["e"], "d")
+    assert await end(again, ActivePath(last=2)) == (["d", "e"], "a")
+    assert await end(again, ActivePath(last=3)) == (["a", "d", "e"], None)
+    assert await end(again, ActivePath(last=2**63 - 1)) == (["a", "d", "e"], None)
+    assert await end(again, ActivePath("c", last=2)) == (["b", "c"], "a")
+    assert await end(again, ActivePath("r", last=2)) == (["r"], None)
+    graph = some(await again.load_session(ActivePath(last=2))).graph
+    assert [found.node_id for found in graph.active_path()] == ["d", "e"]
+
+
+async def test_g2_what_was_there_at_a_revision_can_be_left_out(lab: Lab) -> None:
+    """Where the path leads over the leaf of that revision, only what came behind it is given; else all of it."""
+    store = await tree(lab)
+    assert await end(store, ActivePath(after_revision=2)) == ([], "e")
+    assert await end(store, ActivePath(after_revision=1)) == (["a", "d", "e"], None)
+    await turn(store, *chain("f", "g", after="e"))
+    again = await lab.reopen()
+    assert await end(again, ActivePath(after_revision=3)) == (["f", "g"], "e")
+    assert await end(again, ActivePath(after_revision=2)) == (["f", "g"], "e")
+    assert await end(again, ActivePath(after_revision=4)) == ([], "g")
+    assert await end(again, ActivePath(last=1, after_revision=3)) == (["g"], "f")
+    assert await end(again, ActivePath("f", after_revision=3)) == (["f"], "e")
+    assert await end(again, ActivePath("d", after_revision=3)) == (["a", "d"], None)
+    assert await end(again, ActivePath("c", after_revision=3)) == (["a", "b", "c"], None)
+    assert await end(again, ActivePath(after_revision=77)) == (["a", "d", "e", "f", "g"], None)
+
+
+async def test_g2_what_was_replaced_or_hidden_since_a_revision_is_not_left_out(lab: Lab) -> None:
+    """Also where other nodes have the ids that were on the path then."""
+    store = await lab.store()
+    await turn(store, *chain("a", "b"))
+    await change(store, ReplaceFull(SessionGraph((node("a", None, "new a"), node("b", "a")), "b")))
+    assert await end(store, ActivePath(after_revision=1)) == (["a", "b"], None)
+    await store.tombstone_nodes(["b"])
+    assert await end(store, ActivePath(after_revision=2)) == (["a"], None)
+    await store.vacuum()
+    await turn(store, node("b", "a", "new b"))
+    assert await end(store, ActivePath(after_revision=2)) == (["a", "b"], None)
+    assert await end(store, ActivePath(after_revision=3)) == (["b"], "a")
+
+
+@pytest.mark.parametrize("scope", [ActivePath(last=0), ActivePath(last=-1), ActivePath(after_revision=0)])
+async def test_g2_a_path_of_no_length_is_refused(lab: Lab, scope: ActivePath) -> None:
+    """At least one node is asked for, and revisions begin with 1."""
+    store = await tree(lab)
+    await refused(lab, InvalidInputError, store.load_session(scope))
 
 
 async def test_g2_an_unknown_leaf_is_an_error(lab: Lab) -> None:
