@@ -314,7 +314,7 @@ def test_the_proxy_adds_its_delay_to_every_round_trip(server: Server, url: str) 
 
 
 @pytest.mark.parametrize(("lost", "rows"), [("request", 0), ("answer", 1)])
-@pytest.mark.parametrize("how", ["simple", "pipeline", "prepared"])
+@pytest.mark.parametrize("how", ["simple", "pipeline", "prepared", "sync"])
 def test_a_lost_commit_did_happen_or_did_not(server: Server, url: str, lost: Cut, rows: int, how: str) -> None:
     """When the request is lost nothing was committed, when the answer is lost all was; the client cannot tell."""
     with Proxy.spawn(server.url()) as proxy:
@@ -336,7 +336,11 @@ def test_a_lost_commit_did_happen_or_did_not(server: Server, url: str, lost: Cut
 
 
 def _write(connection: psycopg.Connection, how: str) -> None:
-    """One row in one transaction, its COMMIT sent in one of three ways."""
+    """One row in one transaction, its COMMIT sent in one of four ways."""
+    if how == "sync":
+        with connection.pipeline():
+            connection.execute("insert into t values (1)")
+        return
     if how == "simple":
         with connection.transaction():
             connection.execute("insert into t values (1)")

@@ -100,6 +100,18 @@ async def test_a_commit_takes_one_round_trip(scene: Scene) -> None:
     assert counted == [1, 1]
 
 
+async def test_a_commit_is_three_statements_and_one_end(scene: Scene) -> None:
+    """The lock, the facts and the writes, each bound, described and executed; the end of the pipeline commits them."""
+    revision = await settled(scene)
+    for turn, leaf in ((2, "b"), (3, "m2")):
+        await scene.store.commit_runtime_state(await full_turn(scene, revision, turn, leaf))
+        revision += 1
+    made = await full_turn(scene, revision, 4, "m3")
+    await scene.trips(lambda: scene.store.commit_runtime_state(made))
+    sent = "".join(burst.kinds for burst in scene.proxy.trace if burst.direction == ">")
+    assert sent == "BDE" * 3 + "S"
+
+
 async def test_a_commit_after_a_load_takes_one_round_trip(scene: Scene) -> None:
     """A handle on another machine, that loaded the session, knows as much."""
     revision = await settled(scene)

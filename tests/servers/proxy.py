@@ -111,6 +111,7 @@ class Proxy:
 
     def cut(self, lost: Cut, pattern: str | None = None, *, after: int = 0) -> None:
         """Cut the connection that next executes a statement whose text has ``pattern`` (a regex, case ignored).
+        A Sync that commits what no ``begin`` stood before counts as one that begins with ``commit``.
 
         ``request``: the message and all after it are dropped, and both sides are closed. ``answer``: the server gets
         the message and what follows up to its Sync; its answers are swallowed, and when it has answered all, both

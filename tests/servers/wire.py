@@ -10,6 +10,7 @@ belongs to the same trip. The handshake, up to the first ReadyForQuery, is count
 
 from __future__ import annotations
 
+import re
 import struct
 from collections import deque
 from dataclasses import dataclass, field
@@ -76,12 +77,22 @@ class Frames:
         return prefix + int(struct.unpack_from("!i", self._held, start + prefix)[0])
 
 
+COMMIT_BY_SYNC = "commit by the end of a pipeline"
+"""The text of a Sync that commits: what was written before it had no ``begin``."""
+
+_WRITES = re.compile(r"\b(insert|update|delete)\b", re.IGNORECASE)
+_BEGINS = re.compile(r"\s*(begin|start transaction)\b", re.IGNORECASE)
+_ENDS = re.compile(r"\s*(commit|rollback|end|abort)\b(?! to\b)", re.IGNORECASE)
+
+
 class Statements:
     """Which text is executed by a message: follows the names of prepared statements and of portals."""
 
     def __init__(self) -> None:
         self._texts: dict[str, str] = {}
         self._portals: dict[str, str] = {}
+        self._begun = False
+        self._wrote = False
 
     def executed(self, message: Message) -> str | None:
         """Take note of a client's message; the text of the statement when this message executes one."""
@@ -90,7 +101,14 @@ class Statements:
         elif message.kind == "B":
             self._portals[message.text(0)] = self._texts.get(message.text(1), "")
         elif message.kind == "E":
-            return self._portals.get(message.text(0), "")
+            text = self._portals.get(message.text(0), "")
+            ends = _ENDS.match(text) is not None
+            self._begun = not ends and (self._begun or _BEGINS.match(text) is not None)
+            self._wrote = not ends and (self._wrote or _WRITES.search(text) is not None)
+            return text
+        elif message.kind == "S":
+            wrote, self._wrote = self._wrote, False
+            return COMMIT_BY_SYNC if wrote and not self._begun else None
         elif message.kind == "Q":
             return message.text(0)
         return None

@@ -125,9 +125,12 @@ class PostgresEngine:
         try:
             yield
         finally:
-            self._in_use -= 1
-            if not self._in_use:
-                self._unused.set()
+            self._done()
+
+    def _done(self) -> None:
+        self._in_use -= 1
+        if not self._in_use:
+            self._unused.set()
 
     # --- running programs ---
 
@@ -149,7 +152,8 @@ class PostgresEngine:
         loop = self._binding.enter()
         started = loop.time()
         tries = 0
-        with self._using():
+        self._in_use += 1
+        try:
             if not self._connections.is_open:
                 await self.start()
             while True:
@@ -161,6 +165,8 @@ class PostgresEngine:
                     if loop.time() - started + pause > self._patience_s:
                         raise again.given_up(self.place.schema, round((loop.time() - started) * 1000)) from None
                     await asyncio.sleep(pause)
+        finally:
+            self._done()
 
     async def _attempt(self, run: Callable[[Attempt], Awaitable[Any]], started: float) -> Any:
         wire = await self._connections.acquire(started)

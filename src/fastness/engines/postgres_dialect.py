@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple, TypeAlias
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
-from fastness.sql.program import Expected, Item, Lock, LockNames, Many, Param, Statement
+from fastness.sql.program import Expected, Item, LockNames, Many, Param, Statement
 
 SERVER_CLOCK = "(extract(epoch from clock_timestamp()) * 1000)::bigint"
 GIVEN_CLOCK = "current_setting('fastness.now_ms')::bigint"
@@ -47,16 +47,17 @@ def translate(sql: str, clock: str) -> str:
     return _UTF8.sub(r"convert_to(\1, 'UTF8')", text)
 
 
-def commands(items: Sequence[Item], clock: str) -> Iterator[Command]:
+def commands(items: Iterable[Item], clock: str) -> list[Command]:
     """Give the commands of a batch in order."""
+    found: list[Command] = []
     for item in items:
         if isinstance(item, Many):
-            yield from _many(translate(item.sql, clock), item.rows)
+            found += _many(translate(item.sql, clock), item.rows)
         elif isinstance(item, LockNames):
-            for name in item.names:
-                yield Command(LOCK_NAME, (name,))
+            found += [Command(LOCK_NAME, (name,)) for name in item.names]
         else:
-            yield Command(translate(item.sql, clock), item.params, isinstance(item, Statement))
+            found.append(Command(translate(item.sql, clock), item.params, isinstance(item, Statement)))
+    return found
 
 
 def _many(sql: str, rows: Sequence[tuple[Param, ...]]) -> Iterator[Command]:
@@ -91,69 +92,80 @@ def _shifted(sql: str, by: int) -> str:
     return _PARAMETER.sub(lambda found: f"${int(found.group(1)) + by}", sql) if by else sql
 
 
-def fused(items: Sequence[Command]) -> list[Command]:
-    """Make writes that do not depend on each other into one statement: what it costs the server to begin one is saved.
+def fused(items: Iterable[Item], clock: str, *, gives_rows: bool = False) -> list[Command]:
+    """Give writes that do not depend on each other as one statement: what it costs the server to begin one is saved.
 
-    Too many of them are left as they are: such a text would not be seen again.
+    Too many of them are left as they are: such a text would not be seen again. The text is found by what makes it: by
+    the statements and their numbers of rows and parameters. ``gives_rows``: the last one's are asked for.
     """
-    if not 1 < len(items) <= _MOST_FUSED:
-        return list(items)
-    text = _fused(tuple((item.sql, len(item.params)) for item in items))
-    return [Command(text, tuple(value for item in items for value in item.params))]
+    shape: list[str | int | bool] = [clock, gives_rows]
+    params: list[Value] = []
+    for item in items:
+        if type(item) is Statement:
+            shape += item.sql, 0, len(item.params)
+            params += item.params
+        elif type(item) is Many and item.rows:
+            shape += item.sql, len(item.rows), len(item.rows[0])
+            for row in item.rows:
+                params += row
+    text = _fused(tuple(shape)) if len(shape) <= _MOST_FUSED * 3 else None
+    return commands(items, clock) if text is None else [Command(text, tuple(params), gives_rows)]
 
 
 @functools.lru_cache(maxsize=1024)
-def _fused(parts: tuple[tuple[str, int], ...]) -> str:
-    names, by = [], 0
-    for at, (sql, width) in enumerate(parts):
-        names.append(f"w{at} as ({_shifted(sql, by)})")
-        by += width
-    return f"with {', '.join(names)} select"
+def _fused(shape: tuple[Any, ...]) -> str | None:
+    parts: list[str] = []
+    by = 0
+    for sql, rows, width in zip(shape[2::3], shape[3::3], shape[4::3], strict=True):
+        text, times, step = translate(sql, shape[0]), max(rows, 1), width
+        if rows > _ROWS_AT_ONCE[0]:
+            return None
+        if rows > 1 and _is_insert(text):
+            text, times, step = _block(text, rows, width), 1, rows * width
+        for _ in range(times):
+            parts.append(_shifted(text, by))
+            by += step
+    if not 1 < len(parts) <= _MOST_FUSED:
+        return None
+    last = parts.pop() if shape[1] else "select"
+    return f"with {', '.join(f'w{at} as ({part})' for at, part in enumerate(parts))} {last}"
 
 
-class _Shape(NamedTuple):
-    sql: str
-    params: int
-    rows: int
-    columns: int
-
-
-def requirement(items: Sequence[Item], expect: Sequence[Expected], clock: str) -> Command:
+def requirement(items: Iterable[Item], expect: Iterable[Expected], clock: str) -> Command:
     """Give the statement that refuses the transaction unless the facts are the expected ones, in whatever order."""
-    shapes: list[_Shape] = []
+    shape: list[str | int] = [clock]
     params: list[Value] = []
-    statements = [item for item in items if not isinstance(item, Lock | LockNames | Many)]
-    for item, (rows, implied) in zip(statements, expect, strict=True):
+    expected = iter(expect)
+    for item in items:
+        if type(item) is not Statement:
+            continue
+        rows, implied = next(expected)
         if implied:
             continue
-        shapes.append(_Shape(translate(item.sql, clock), len(item.params), len(rows), len(rows[0]) if rows else 0))
+        shape += item.sql, len(item.params), len(rows), len(rows[0]) if rows else 0
         params += item.params
         for row in rows:
             params += row
-    return Command(_requirement(tuple(shapes)), tuple(params))
+    return Command(_requirement(tuple(shape)), tuple(params))
 
 
 @functools.lru_cache(maxsize=1024)
-def _requirement(shapes: tuple[_Shape, ...]) -> str:
+def _requirement(shape: tuple[Any, ...]) -> str:
     parts, by = [], 0
-    for shape in shapes:
-        facts = _shifted(shape.sql, by)
-        by += shape.params
-        if not shape.rows:
+    for sql, taken, count, columns in zip(shape[1::4], shape[2::4], shape[3::4], shape[4::4], strict=True):
+        facts = _shifted(translate(sql, shape[0]), by)
+        by += taken
+        if not count:
             parts.append(f"not exists ({facts})")
             continue
-        names = ", ".join(f"c{at}" for at in range(shape.columns))
-        if shape.rows == 1:
+        names = ", ".join(f"c{at}" for at in range(columns))
+        rows = [", ".join(f"${by + row * columns + at + 1}" for at in range(columns)) for row in range(count)]
+        by += count * columns
+        if count == 1:
             # No row is null, and several are an error: both refuse, and one row is compared without counting.
-            values = ", ".join(f"${by + at + 1}" for at in range(shape.columns))
-            by += shape.columns
-            parts.append(f"(select row({names}) is not distinct from row({values}) from ({facts}) facts ({names}))")
+            parts.append(f"(select row({names}) is not distinct from row({rows[0]}) from ({facts}) facts ({names}))")
             continue
-        tests = [f"count(*) = {shape.rows}"]
-        for _ in range(shape.rows):
-            values = ", ".join(f"${by + at + 1}" for at in range(shape.columns))
-            by += shape.columns
-            # A row of one column is not a row constructor by itself.
-            tests.append(f"count(*) filter (where row({names}) is not distinct from row({values})) = 1")
-        parts.append(f"(select {' and '.join(tests)} from ({facts}) facts ({names}))")
+        # A row of one column is not a row constructor by itself.
+        tests = [f"count(*) filter (where row({names}) is not distinct from row({row})) = 1" for row in rows]
+        parts.append(f"(select count(*) = {count} and {' and '.join(tests)} from ({facts}) facts ({names}))")
     return f"select fastness_require({' and '.join(parts) or 'true'})"

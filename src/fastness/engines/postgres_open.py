@@ -141,11 +141,15 @@ async def is_direct(connection: psycopg.AsyncConnection[Any]) -> bool:
     return bool(row[0] == connection.pgconn.backend_pid)
 
 
+_OF_TRANSACTIONS = (("default_transaction_isolation", "read committed"), ("default_transaction_read_only", "off"))
+"""What a transaction is that nobody began by a word, whatever the database or the role says."""
+
+
 async def set_up(connection: psycopg.AsyncConnection[Any], settings: Iterable[tuple[str, str]]) -> bool:
     """Set a connection of our own up for its whole life; False behind a pooler, where nothing stays set."""
     if not await is_direct(connection):
         return False
-    for name, value in settings:
+    for name, value in (*settings, *_OF_TRANSACTIONS):
         await _one(connection, "select set_config($1, $2, false)", name, value)
     return True
 

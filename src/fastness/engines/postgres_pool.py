@@ -34,6 +34,8 @@ from fastness.errors import BackendError, ContendedError, DatabaseOpenError, Han
 Pool = AsyncConnectionPool[psycopg.AsyncConnection[Any]]
 
 _LONGEST_PAUSE_S = 0.5
+_ROUND_S = 60.0
+"""How long a connection is kept at hand before it goes through the pool, which sees to its age and to how many."""
 
 
 class Connections:
@@ -63,6 +65,11 @@ class Connections:
         self._given = given
         self._pool: Pool | None = None
         self._is_ready = False
+        self._at_hand: list[Wire] = []
+        self._rounds = 0
+        self._waiting = 0
+        self._round: asyncio.TimerHandle | None = None
+        self._tidying: asyncio.Task[None] | None = None
 
     @property
     def is_open(self) -> bool:
@@ -133,6 +140,21 @@ class Connections:
 
         ``started`` is when the caller began to wait, on the loop's clock.
         """
+        while self._at_hand:
+            wire = self._at_hand.pop()
+            try:
+                wire.begin()
+            except Lost:
+                await self.discard(wire)
+                continue
+            return wire
+        self._waiting += 1
+        try:
+            return await self._from_pool(started)
+        finally:
+            self._waiting -= 1
+
+    async def _from_pool(self, started: float) -> Wire:
         loop = asyncio.get_running_loop()
         pool = self._pool
         if pool is None:
@@ -150,11 +172,12 @@ class Connections:
             try:
                 wire = _wires_of(connection).get(self) or await self._adopt(connection)
                 wire.begin()
+                wire.round = self._rounds
             except (Lost, psycopg.Error):
-                await _drop(pool, connection)
+                await self._drop(connection)
                 continue
             except BaseException:
-                await _drop(pool, connection)
+                await self._drop(connection)
                 raise
             return wire
 
@@ -178,11 +201,34 @@ class Connections:
         return ContendedError("all connections of the pool stayed in use", waited_ms)
 
     async def release(self, wire: Wire) -> None:
-        """Give a connection back after a transaction that has ended."""
-        if self._pool is not None and wire.end():
+        """Give a connection back after a transaction that has ended.
+
+        One of our own stays at hand for the next program, unless somebody waits for the pool to have one.
+        """
+        if self._pool is None:
+            return
+        if self._given is None and not self._waiting and wire.round == self._rounds and wire.is_ready:
+            self._at_hand.append(wire)
+            if self._round is None:
+                self._round = asyncio.get_running_loop().call_later(_ROUND_S, self._tidy)
+        elif wire.end():
             await _give_back(self._pool, wire.connection)
         else:
             await self.discard(wire)
+
+    def _tidy(self) -> None:
+        self._round = None
+        self._rounds += 1
+        self._tidying = asyncio.get_running_loop().create_task(self._put_away())
+
+    async def _put_away(self) -> None:
+        """Give what is at hand back to the pool."""
+        wires, self._at_hand = self._at_hand, []
+        for wire in wires:
+            if self._pool is not None and wire.end():
+                await _give_back(self._pool, wire.connection)
+            else:
+                await self.discard(wire)
 
     async def recover(self, wire: Wire) -> None:
         """Leave the transaction and give the connection back; one that cannot is given up."""
@@ -197,8 +243,17 @@ class Connections:
 
     async def discard(self, wire: Wire) -> None:
         """Close a connection that is in doubt: the server ends its transaction, and the pool makes another."""
+        wire.leave()
+        await self._drop(wire.connection)
+
+    async def _drop(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        """Close a connection and give it back, so that the pool makes another."""
+        wire = _wires_of(connection).get(self)
+        if wire is not None:
+            wire.leave()
+        connection.pgconn.finish()  # ``close`` of a pooled connection may be the same as giving it back
         if self._pool is not None:
-            await _drop(self._pool, wire.connection)
+            await _give_back(self._pool, connection)
 
     @asynccontextmanager
     async def borrowed(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
@@ -216,6 +271,11 @@ class Connections:
 
     async def close(self) -> None:
         """Close the pool, unless it is the application's."""
+        if self._round is not None:
+            self._round.cancel()
+        if self._tidying is not None and not self._tidying.done():
+            await asyncio.wait([self._tidying])
+        await self._put_away()
         pool, self._pool, self._is_ready = self._pool, None, False
         if pool is not None and self._given is None:
             await pool.close()
@@ -227,12 +287,6 @@ def _wires_of(connection: psycopg.AsyncConnection[Any]) -> weakref.WeakKeyDictio
         "_fastness_wires", weakref.WeakKeyDictionary()
     )
     return wires
-
-
-async def _drop(pool: Pool, connection: psycopg.AsyncConnection[Any]) -> None:
-    """Close a connection and give it back, so that the pool makes another."""
-    connection.pgconn.finish()  # ``close`` of a pooled connection may be the same as giving it back
-    await _give_back(pool, connection)
 
 
 async def _give_back(pool: Pool, connection: psycopg.AsyncConnection[Any]) -> None:

@@ -10,7 +10,8 @@ the engine's to say. It knows no table, no pool and no clock.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, TypeAlias
 
 from fastness.engines.postgres_dialect import GIVEN_CLOCK, SERVER_CLOCK, Command, commands, fused, requirement
@@ -25,10 +26,12 @@ BatchHook: TypeAlias = Callable[[Read | Write | None], None]
 _WRITING = Command("begin isolation level read committed read write", ())
 _READING = Command("begin isolation level repeatable read read only", ())
 _HOLD = Command("set local idle_in_transaction_session_timeout to 0", ())  # it holds up nobody, however long it is
+_GO_ON = Command("begin", ())  # what stands in the pipeline already belongs to it
 _COMMIT = Command("commit", ())
 _ROLLBACK = Command("rollback", ())
 _DISCARD_PLANS = Command("discard plans", ())
 
+_LOCKS = (Lock, LockNames)
 _MUCH = 1 << 20
 _FEW_ROWS = 32
 
@@ -68,7 +71,8 @@ class Attempt:
         self._alone = alone
         self._wire = wire
         self._session = session
-        self._wrote = self._wakes = False
+        self._wrote = self._wakes = self._begun = False
+        self._queued_bytes = 0
 
     async def write(self, make: Callable[[], Any]) -> Outcome:
         """Run a program that may write, and commit."""
@@ -119,22 +123,22 @@ class Attempt:
             program.close()
 
     async def _speculate(self, program: Any, read: Read, expect: Sequence[Expected]) -> Outcome | None:
-        """Decide on the facts that are expected, and have the server refuse if they are others. None: it did.
+        """Decide on the facts that are expected, and have the server refuse if they are others.
 
-        Where there is time for it, the server locks and looks while the program is decided here. Where many programs
-        wait for this process, that would cost another packet for each.
+        None: it did, or there is nothing to write on them. Where there is time for it, the server locks and looks while
+        the program is decided here. Where many programs wait for this process, that would cost another packet for each.
         """
         wire, time = self._wire, self._session.time
         self._before(read)
-        self._begin(_WRITING)
-        for command in commands([item for item in read.statements if isinstance(item, Lock | LockNames)], time):
+        self._begin(None if wire.own_session else _WRITING)
+        for command in commands([item for item in read.statements if type(item) in _LOCKS], time):
             wire.put(command)
         wire.put(requirement(read.statements, expect, time))
         if self._alone:
             wire.push()
         guess = _decide(program, expect)
         if guess is None:
-            await wire.rollback()
+            await self._leave()
             return None
         for batch in guess.writes:
             self._before(batch)
@@ -147,14 +151,26 @@ class Attempt:
             if refused.sqlstate not in _MISTAKEN:
                 raise
             self.committing = False
-            wire.put(_ROLLBACK)
+            if self._begun:
+                wire.put(_ROLLBACK)
             return None
         result = _finished(program, _aligned(guess.writes[-1], rows)) if guess.waits else guess.result
         return Outcome(result, any(batch.wakes for batch in guess.writes))
 
+    async def _leave(self) -> None:
+        """Leave a transaction in which nothing was written."""
+        if self._begun:
+            await self._wire.rollback()
+        else:
+            with suppress(Refused):
+                await self._wire.answers()
+
     async def _go_on_from(self, program: Any, writes: Sequence[Write], then: Read) -> Outcome | None:
         """Go on with a program that has written on a guess and asks on. None: the server refused the guess."""
         self._wrote, self._wakes = True, any(batch.wakes for batch in writes)
+        if not self._begun:
+            self._wire.put(_GO_ON)
+            self._begun = True
         self._enter(then, reads_only=False)
         try:
             rows = await self._answer(then)
@@ -172,7 +188,8 @@ class Attempt:
     async def _run(self, program: Any, batch: Read | Write, begin: Command) -> Outcome:
         """Run a program from its first batch."""
         self._wrote = self._wakes = False
-        self._begin(begin)
+        one_pipeline = self._wire.own_session and batch.last and begin is _WRITING
+        self._begin(None if one_pipeline else begin)
         return await self._go_on(program, batch, reads_only=begin is _READING)
 
     async def _go_on(self, program: Any, batch: Read | Write, *, reads_only: bool) -> Outcome:
@@ -202,19 +219,25 @@ class Attempt:
                 raise BackendError("a program that reads asked for a Write", "run it as a write")
             self._wrote = True
             self._wakes |= batch.wakes
-        self._put(batch)
+        given = self._put(batch)
+        if type(batch) is Write and not batch.last:
+            self._queued_bytes += sum(map(_size, given))
 
     async def _answer(self, batch: Read | Write) -> Rows:
         """What a batch is answered that is not the last: rows to a Read; a Write waits for what follows it."""
         if type(batch) is Read:
             return _aligned(batch, await self._wire.answers())
-        if self._wire.queued_bytes > _MUCH:
+        if self._queued_bytes > _MUCH:
+            self._queued_bytes = 0
             await self._wire.answers()  # much that is written goes out in parts, and is not all held in memory
         return []
 
-    def _begin(self, begin: Command) -> None:
+    def _begin(self, begin: Command | None) -> None:
+        """Begin a transaction. None: all of it is one pipeline, whose end commits it; nobody has to say so."""
         wire, session = self._wire, self._session
-        wire.put(begin)
+        self._begun = begin is not None
+        if begin is not None:
+            wire.put(begin)
         settings = () if wire.own_session else session.settings
         if session.clock is not None:
             settings = (*settings, ("fastness.now_ms", str(session.clock())))
@@ -227,19 +250,24 @@ class Attempt:
             # they are now, but only when it plans; so what it planned is dropped as they grow, ever more seldom.
             wire.put(_DISCARD_PLANS)
 
-    def _put(self, batch: Read | Write) -> None:
-        given: Iterable[Command] = commands(batch.statements, self._session.time)
-        if type(batch) is Write and batch.apart:
-            given = fused(list(given))
+    def _put(self, batch: Read | Write) -> list[Command]:
+        time = self._session.time
+        if isinstance(batch, Write) and batch.apart:
+            given = fused(batch.statements, time, gives_rows=batch.last)
+        else:
+            given = commands(batch.statements, time)
         wants_rows = batch.last or type(batch) is Read
         for command in given:
             self._wire.put(command, wants_rows=wants_rows)
+        return given
 
     async def _commit(self, *, say_so: bool = True) -> list[list[Row]]:
-        """Send what is queued with a COMMIT behind it, and wait until it is answered."""
+        """Send what is queued and have it committed, and wait until that is answered."""
         if say_so:
             self._before(None)
             self.committing = True
+        if not self._begun:
+            return await self._wire.answers(commits=True)
         self._wire.put(_COMMIT)
         rows = await self._wire.answers()
         if self._wire.tag != b"COMMIT":
@@ -249,6 +277,11 @@ class Attempt:
     def _before(self, batch: Read | Write | None) -> None:
         if self._session.before_batch is not None:
             self._session.before_batch(batch)
+
+
+def _size(command: Command) -> int:
+    """How much of what a command brings is not small, in bytes or characters."""
+    return sum(len(value) for value in command.params if isinstance(value, str | bytes))
 
 
 class _Guess(NamedTuple):

@@ -3,8 +3,9 @@
 It promises that waiting never blocks the event loop, and that an answer is told from a refusal (``Refused``), which
 says whether the statements behind it were begun, and from a connection that is gone (``Lost``). It ends a pipeline
 whenever it waits for answers: only behind such an end does the server count how long it is kept waiting, and cut off a
-process that stands still in a transaction. It works on libpq's own connection, below cursors, because what a turn costs
-is mostly what each statement costs. It knows no transaction and no program.
+process that stands still in a transaction. Without a transaction around it, the end of a pipeline commits what stands
+in it. It works on libpq's own connection, below cursors, because what a turn costs is mostly what each statement costs.
+It knows no program.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import select
 import struct
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any, NoReturn, TypeAlias
 
 import psycopg
 from psycopg import pq
@@ -27,9 +28,11 @@ _INT8 = struct.Struct("!q").pack
 _OIDS = {int: 20, str: 25, bytes: 17, bool: 16, type(None): 0}
 _BINARY = pq.Format.BINARY
 
-_OK = pq.ExecStatus.COMMAND_OK
-_ROWS = pq.ExecStatus.TUPLES_OK
-_SYNCED = pq.ExecStatus.PIPELINE_SYNC
+_DONE = frozenset({int(pq.ExecStatus.COMMAND_OK), int(pq.ExecStatus.TUPLES_OK)})
+_SYNCED = int(pq.ExecStatus.PIPELINE_SYNC)
+_ALIVE = pq.ConnStatus.OK
+_IDLE = pq.TransactionStatus.IDLE
+_IN_TRANSACTION = frozenset({pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR})
 
 _MAX_PREPARED = 1_000
 _prepared_so_far = [0]  # names are unique in the process, for whoever shares a connection with us
@@ -57,15 +60,12 @@ class Lost(Exception):  # noqa: N818 - what happened to the connection, before i
     """The connection is gone."""
 
 
-class _Pending(NamedTuple):
-    """What an answer is waited for: rows, or that a text was prepared."""
-
-    gives_rows: bool
-    prepares: str | None
+_Pending: TypeAlias = "tuple[bool, str | None]"
+"""What an answer is waited for: whether it gives rows, and the text that it prepares."""
 
 
 class Wire:
-    """A connection in use by one program at a time. ``transactions`` counts them.
+    """A connection in use by one program at a time. ``transactions`` counts them; ``round`` is its keeper's.
 
     ``own_session``: what is set on the connection stays and is ours alone. ``prepares`` is False behind a transaction
     pooler, where the next transaction may meet another server process that knows nothing of what was prepared before.
@@ -75,63 +75,95 @@ class Wire:
         self.connection = connection
         self.own_session = own_session
         self.transactions = 0
+        self.round = 0
         self.tag = b""
-        self.queued_bytes = 0
         self._pgconn = connection.pgconn
         self._prepares = prepares
         self._prepared: dict[str, bytes] = {}
         self._transformer = Transformer(connection)
         self._pending: list[_Pending] = []
         self._open_ends = 0
+        self._poll: select.poll | None = None
+        self._watched_by: asyncio.AbstractEventLoop | None = None
+        self._socket = -1
+        self._waiter: asyncio.Future[None] | None = None
 
-    # --- sending ---
+    # --- in and out of use ---
 
     def begin(self) -> None:
         """Take the connection into use. Raises ``Lost`` where the server has gone away since."""
+        pgconn = self._pgconn
         self._pending = []
         self._open_ends = 0
-        self.queued_bytes = 0
         try:
             while self._readable():
-                self._pgconn.consume_input()
-            if self._pgconn.status != pq.ConnStatus.OK:
+                pgconn.consume_input()
+            if pgconn.status != _ALIVE:
                 raise Lost("the connection was closed while it was idle")
-            self._pgconn.enter_pipeline_mode()
+            if self._watched_by is None:
+                pgconn.enter_pipeline_mode()
+                self._watch()
         except psycopg.Error as error:
             raise Lost(_text(error)) from error
         self.transactions += 1
 
     def _readable(self) -> bool:
         """Whether something came in while nobody asked: most often the end."""
-        poll = select.poll()
-        poll.register(self._pgconn.socket, select.POLLIN)
-        return bool(poll.poll(0))
+        if self._poll is None:
+            self._poll = select.poll()
+            self._poll.register(self._pgconn.socket, select.POLLIN)
+        return bool(self._poll.poll(0))
+
+    def _watch(self) -> None:
+        """Have the event loop tell when something comes in, until ``leave``: to ask it each time costs more."""
+        self._watched_by = asyncio.get_running_loop()
+        self._socket = self._pgconn.socket
+        self._watched_by.add_reader(self._socket, self._came_in)
+
+    def leave(self) -> None:
+        """Have the event loop forget the connection. It comes before whatever closes its socket."""
+        if self._watched_by is not None:
+            self._watched_by.remove_reader(self._socket)
+            self._watched_by = None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it can be taken into use again: it is alive, and in no transaction."""
+        return bool(self._pgconn.transaction_status == _IDLE)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it can be taken into use again as it is."""
+        return self.is_idle and self._watched_by is not None
 
     def end(self) -> bool:
         """Give the connection out of use; False: it is in no state to be used again."""
+        self.leave()
         try:
             self._pgconn.exit_pipeline_mode()
         except psycopg.Error:
             return False
-        return bool(self._pgconn.transaction_status == pq.TransactionStatus.IDLE)
+        return self.is_idle
+
+    # --- sending ---
 
     def put(self, command: Command, *, wants_rows: bool = True) -> None:
         """Queue a statement. Its rows are answered where it gives some and they are wanted."""
+        sql, params, gives_rows = command
         values = [
             value.encode() if type(value) is str else _INT8(value) if type(value) is int else _encoded(value)
-            for value in command.params
+            for value in params
         ]
         formats = [_BINARY] * len(values)
         try:
-            name = self._name(command.sql, command.params) if self._prepares else None
+            name = self._name(sql, params) if self._prepares else None
             if name is not None:
                 self._pgconn.send_query_prepared(name, values, formats, _BINARY)
             else:
-                self._pgconn.send_query_params(command.sql.encode(), values, _oids(command.params), formats, _BINARY)
+                self._pgconn.send_query_params(sql.encode(), values, _oids(params), formats, _BINARY)
         except psycopg.Error as error:
             raise Lost(_text(error)) from error
-        self._pending.append(_Pending(command.gives_rows and wants_rows, None))
-        self.queued_bytes += sum(map(len, filter(None, values)))
+        self._pending.append((gives_rows and wants_rows, None))
 
     def _name(self, sql: str, params: Sequence[Value]) -> bytes | None:
         """The name of a prepared statement; it is prepared on the way. None where there are too many already.
@@ -143,7 +175,7 @@ class Wire:
             _prepared_so_far[0] += 1
             name = b"fastness_%d" % _prepared_so_far[0]
             self._pgconn.send_prepare(name, sql.encode(), _oids(params))
-            self._pending.append(_Pending(False, sql))
+            self._pending.append((False, sql))
             self._prepared[sql] = name
         return name
 
@@ -165,31 +197,36 @@ class Wire:
 
     # --- receiving ---
 
-    async def answers(self) -> list[list[Row]]:
+    async def answers(self, *, commits: bool = False) -> list[list[Row]]:
         """Send what is queued, and wait for all answers: the rows of each statement that gives rows, in order.
 
         Raises ``Refused`` for the first statement that was refused, when all that was sent has been dealt with, and
-        ``Lost``. ``tag`` is then what the last statement did.
+        ``Lost``. ``tag`` is then what the last statement did. ``commits``: the end of the pipeline does something, too,
+        and counts as one more statement.
         """
         pending, self._pending = self._pending, []
-        self.queued_bytes = 0
+        count = len(pending)
         rows: list[list[Row]] = []
         at = 0
+        result: Any = None
         try:
             self._end_pipeline()
-            await self._flush()
-            for at, waiting in enumerate(pending):
-                result = await self._result()
-                if result.status not in {_ROWS, _OK}:
-                    refusal = Refused(result, at, len(pending))
-                    self._skip(pending[at:])
-                    if not refusal.ends_connection:
-                        with suppress(psycopg.Error):  # a connection that goes now changes nothing of what was said
-                            await self._to_the_end()
-                    raise refusal
-                if waiting.gives_rows:
+            if self._pgconn.flush():
+                await self._flush()
+            for at, (gives_rows, _) in enumerate(pending):
+                result = self._next() or await self._result()
+                if result.status not in _DONE:
+                    await self._refuse(result, pending, at, count + commits)
+                if gives_rows:
                     rows.append(self._rows(result))
+            if result is not None:
                 self.tag = result.command_status
+            at = count
+            if commits:
+                result = self._next() or await self._result()
+                if result.status != _SYNCED:
+                    await self._refuse(result, pending, at, count + 1)
+                return rows
         except psycopg.Error as error:
             self._skip(pending[at:])
             raise Lost(_text(error)) from error
@@ -198,61 +235,104 @@ class Wire:
             await self._to_the_end()
         return rows
 
+    async def _refuse(self, result: Any, pending: Sequence[_Pending], at: int, of: int) -> NoReturn:
+        """Raise what a statement was refused with, once the server has come to the end of the pipeline."""
+        refusal = Refused(result, at, of)
+        self._skip(pending[at:])
+        if not refusal.ends_connection:
+            with suppress(psycopg.Error):  # a connection that goes now changes nothing of what was said
+                await self._to_the_end()
+        raise refusal
+
     def _skip(self, pending: Sequence[_Pending]) -> None:
         """After a refusal: what was to be prepared from there on was not."""
-        for waiting in pending:
-            if waiting.prepares is not None:
-                self._prepared.pop(waiting.prepares, None)
+        for _, prepares in pending:
+            if prepares is not None:
+                self._prepared.pop(prepares, None)
 
     async def rollback(self) -> None:
-        """Leave whatever transaction there is, also behind a refusal. Raises ``Lost``."""
+        """Leave whatever transaction there is, also behind a refusal. Raises ``Lost``.
+
+        What is queued and was not waited for is undone before the pipeline ends: without a transaction around it, the
+        end would commit it.
+        """
+        if self.is_idle and not self._pending:
+            return
+        undoes = bool(self._pending) or self._pgconn.transaction_status in _IN_TRANSACTION
         self._skip(self._pending)
         self._pending = []
         try:
-            self._end_pipeline()
-            self._pgconn.send_query_params(b"rollback", [], [], [], _BINARY)
-            self._end_pipeline()
-            await self._flush()
-            await self._to_the_end()
+            await self._leave_transaction(undoes=undoes)
+            if self._pgconn.transaction_status in _IN_TRANSACTION:
+                await self._leave_transaction(undoes=True)
         except psycopg.Error as error:
             raise Lost(_text(error)) from error
 
+    async def _leave_transaction(self, *, undoes: bool) -> None:
+        if undoes:
+            self._pgconn.send_query_params(b"rollback", [], [], [], _BINARY)
+        self._end_pipeline()
+        await self._flush()
+        await self._to_the_end()
+
     async def _to_the_end(self) -> None:
         while self._open_ends:
-            await self._result()
+            _ = self._next() or await self._result()
 
-    async def _flush(self) -> None:
-        while self._pgconn.flush():
-            await self._wait(writing=True)
-            self._pgconn.consume_input()
+    def _next(self) -> Any:
+        """The next result or end of a pipeline, None where it has still to come.
 
-    async def _result(self) -> Any:
-        """The next result, or the end of a pipeline; the mark that ends a statement's results is passed over."""
+        The mark that ends a statement's results is passed over.
+        """
         pgconn = self._pgconn
-        while True:
-            while pgconn.is_busy():
-                await self._wait(writing=False)
-                pgconn.consume_input()
+        while not pgconn.is_busy():
             result = pgconn.get_result()
             if result is not None:
                 self._open_ends -= result.status == _SYNCED
                 return result
-            if pgconn.status != pq.ConnStatus.OK:
+            if pgconn.status != _ALIVE:
                 raise psycopg.OperationalError("the connection is closed")
+        return None
 
-    async def _wait(self, *, writing: bool) -> None:
-        loop = asyncio.get_running_loop()
-        socket = self._pgconn.socket
-        ready = loop.create_future()
-        loop.add_reader(socket, _resolve, ready)
-        if writing:
+    async def _result(self) -> Any:
+        """Wait for the next result or end of a pipeline."""
+        while True:
+            await self._ready()
+            result = self._next()
+            if result is not None:
+                return result
+
+    # --- waiting ---
+
+    async def _flush(self) -> None:
+        while self._pgconn.flush():
+            assert self._watched_by is not None
+            loop, socket = self._watched_by, self._socket
+            ready = self._ready()
             loop.add_writer(socket, _resolve, ready)
-        try:
-            await ready
-        finally:
-            loop.remove_reader(socket)
-            if writing:
+            try:
+                await ready
+            finally:
                 loop.remove_writer(socket)
+
+    def _ready(self) -> asyncio.Future[None]:
+        """Give what is done when there is something to go on with. Raises ``psycopg.Error`` where it is awaited."""
+        if self._watched_by is None:
+            raise psycopg.OperationalError("the connection is closed")
+        self._waiter = ready = self._watched_by.create_future()
+        return ready
+
+    def _came_in(self) -> None:
+        """Take in what came, and let go on who waits for it. Where nobody does, it is for ``begin`` to look."""
+        ready = self._waiter
+        try:
+            self._pgconn.consume_input()
+            if ready is not None and not self._pgconn.is_busy():
+                _resolve(ready)
+        except psycopg.Error as error:
+            self.leave()
+            if ready is not None and not ready.done():
+                ready.set_exception(error)
 
     def _rows(self, result: Any) -> list[Row]:
         transformer = self._transformer

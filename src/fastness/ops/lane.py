@@ -153,9 +153,13 @@ def expected_fence(shown: SessionExecutionLeaseFence | SessionExecutionLeaseComp
     return Expected([(shown.fencing_token, shown.owner.owner_id, shown.owner.incarnation_id, shown.lease_token, True)])
 
 
-def enter(target: Target, *facts: Statement) -> Program[tuple[LaneFacts | None, Rows]]:
-    """Lock the lane and read it, and what else the operation decides on. None: there is no such session."""
-    rows = yield Read(lane_lock(target), lane_statement(target), *facts)
+def enter(target: Target, *facts: Statement, is_locked: bool = False) -> Program[tuple[LaneFacts | None, Rows]]:
+    """Lock the lane and read it, and what else the operation decides on. None: there is no such session.
+
+    ``is_locked``: this very transaction has locked it already.
+    """
+    locks = () if is_locked else (lane_lock(target),)
+    rows = yield Read(*locks, lane_statement(target), *facts)
     return lane_facts(target, rows[0]), rows[1:]
 
 

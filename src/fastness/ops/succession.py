@@ -35,5 +35,6 @@ def commit_and_begin(
     settled = yield from commit(target, given, minted_ids, hint, knows=knows)
     if settled.result.replayed:
         return settled, None
-    begun = yield from dispatch.begin(target, successor.owner, successor.ttl_ms, successor.wants, successor.drawn)
+    owner, ttl_ms, wants, drawn = successor
+    begun = yield from dispatch.begin(target, owner, ttl_ms, wants, drawn, settled=settled.result.head_revision)
     return settled, begun if isinstance(begun, TurnBegun) else None

@@ -1,0 +1,118 @@
+"""A pipeline that is a transaction by itself, and the connections that are kept at hand for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import psycopg
+import pytest
+
+from fastness.conformance.builders import chain, commit, lane, node_ids, usage
+from fastness.engines import postgres_pool
+from fastness.errors import BackendError
+from fastness.model import RuntimeCommit, RuntimePersistence, SessionExecutionLease, SessionStoreCreateRequest
+from fastness.persistence import PostgresSessionStoreFactory
+from fastness.sql.program import Expected, Program, Read, Statement, Write
+from tests.engines.postgres_lab import Ground
+from tests.engines.programs import ADD, FaultError, refs
+
+
+@pytest.fixture
+async def factory(ground: Ground) -> AsyncIterator[PostgresSessionStoreFactory]:
+    """An engine with one connection."""
+    async with ground.factory(pool_size=1) as made:
+        yield made
+
+
+async def held(factory: PostgresSessionStoreFactory) -> tuple[RuntimePersistence, SessionExecutionLease]:
+    """A session with a first turn, whose handle knows what its next commit will find."""
+    store = await factory.create_store(SessionStoreCreateRequest("s"))
+    lease = await lane(store)
+    await store.commit_runtime_state(commit(lease, None, *chain("a")))
+    return store, lease
+
+
+def second(lease: SessionExecutionLease) -> RuntimeCommit:
+    """The turn after the first one."""
+    return commit(lease, 1, *chain("b", after="a"), usage_deltas=(usage(1, 2),)).with_turn_commit("t2")
+
+
+async def test_what_the_server_refuses_at_the_end_of_a_pipeline_is_not_committed(
+    ground: Ground, factory: PostgresSessionStoreFactory
+) -> None:
+    """A constraint that is looked at by COMMIT alone refuses the commit by name; afterwards the same one lands."""
+    store, lease = await held(factory)
+    ground.execute("create function no() returns trigger language plpgsql as $$begin raise 'not today'; end$$")
+    trigger = "create constraint trigger no after update on head deferrable initially deferred"
+    ground.execute(f"{trigger} for each row execute function no()")
+    with pytest.raises(BackendError, match="not today"):
+        await store.commit_runtime_state(second(lease))
+    assert await node_ids(store) == ["a"]
+    assert ground.sessions("idle in transaction", "idle in transaction (aborted)") == []
+    ground.execute("drop function no() cascade")
+    result = await store.commit_runtime_state(second(lease))
+    assert (result.head_revision, result.replayed, await node_ids(store)) == (2, False, ["a", "b"])
+
+
+def _guessing(*refs: str) -> Program[None]:
+    """Expect that there is no blob, and write some in batches of their own."""
+    yield Read(Statement("select ref from blob where ref = $1", ("none",)), expect=[Expected([])])
+    for ref in refs:
+        yield Write(Statement(ADD, (ref, b"")))
+
+
+async def test_a_fault_between_the_writes_of_a_guess_leaves_none_of_them(ground: Ground) -> None:
+    """What stands in the pipeline already is undone, and is not committed by the pipeline's end."""
+    left = [0]
+
+    def fail(batch: Read | Write | None) -> None:
+        if isinstance(batch, Write):
+            left[0] -= 1
+            if left[0] == 0:
+                raise FaultError("here")
+
+    async with ground.factory(pool_size=1, batch_hook=fail) as factory:
+        engine = factory.engine
+        for point in (1, 2):
+            left[0] = point
+            with pytest.raises(FaultError):
+                await engine.write(lambda: _guessing("a", "b"))
+            assert await engine.read(refs) == []
+        await engine.write(lambda: _guessing("a", "b"))
+        assert await engine.read(refs) == ["a", "b"]
+
+
+def _isolation() -> Program[list[str]]:
+    ((row,),) = yield Write(Statement("select current_setting('transaction_isolation')"), last=True)
+    return list(row)
+
+
+async def test_a_pipeline_by_itself_is_read_committed_whatever_the_role_has(ground: Ground) -> None:
+    """Where transactions are serializable by default, a program sees what was committed before its lock was granted."""
+    url = psycopg.conninfo.make_conninfo(ground.url, options="-c default_transaction_isolation=serializable")
+    async with ground.factory(url, pool_size=1) as factory:
+        assert await factory.engine.write(_isolation) == ["read committed"]
+
+
+async def test_a_connection_at_hand_goes_back_to_the_pool_after_a_while(
+    factory: PostgresSessionStoreFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pool, which sees to the age and the number of connections, gets each of them to see now and then."""
+    monkeypatch.setattr(postgres_pool, "_ROUND_S", 0.01)
+    store = await factory.create_store(SessionStoreCreateRequest("s"))
+    connections = factory.engine._connections  # type: ignore[attr-defined]
+    assert await store.load_head() is None
+    async with asyncio.timeout(30):
+        while not connections._pool.get_stats()["pool_available"]:
+            await asyncio.sleep(0.01)
+    assert await store.load_head() is None
+
+
+async def test_whoever_waits_gets_the_connection_that_comes_free(factory: PostgresSessionStoreFactory) -> None:
+    """However many calls share one connection, none is left waiting while it is at hand."""
+    store = await factory.create_store(SessionStoreCreateRequest("s"))
+    async with asyncio.timeout(30):
+        for _ in range(20):
+            assert await asyncio.gather(*(store.load_head() for _ in range(5))) == [None] * 5
+            assert await store.load_head() is None
