@@ -174,5 +174,5 @@ PARTS = (
     ),
     *loads_listing.PARTS,
     *loads_size.PARTS,
-    Part("import", "Memory of an import", memory_of_an_import),
+    Part("import", "Memory of an import", memory_of_an_import, in_short=False),
 )

@@ -9,11 +9,11 @@ from bench.results import Kept, KeptTable, Machine, Measured, Results, Rounds
 
 _HEAD = """# Benchmarks
 
-This page is generated from [bench/results.json](../bench/results.json) by `python -m bench.run --page`; nothing on it
-is typed. `make bench` measures again in under ten minutes, `make bench-full` takes longer: more rounds, larger sizes,
-every part. `python -m bench.run --list` names the parts, and `--only KEY,KEY` runs some of them. The systems it is held
-against live in a virtual environment of their own (`bench/requirements-peers.txt`); one that cannot be installed is
-named as missing.
+This page is generated from [bench/results.json](../bench/results.json) by `python -m bench.run --page`; no figure in
+its tables is typed. `make bench` measures again in ten minutes or so, `make bench-full` takes longer: more rounds,
+larger sizes, every part. `python -m bench.run --list` names the parts, and `--only KEY,KEY` runs some of them. The
+systems it is held against live in a virtual environment of their own (`bench/requirements-peers.txt`); one that cannot
+be installed is named as missing. Why a goal is not reached is said by hand, in `bench/goals.py`.
 
 The sides of a comparison take turns in one run on one machine, warm up first, and are durable, each as its part says.
 Ratios are taken round by round; a figure is the median of the rounds, and in brackets, where there were several, the
@@ -68,11 +68,14 @@ def _goals(results: Results, goals: Sequence[Goal]) -> Iterator[str]:
         value = "" if measured is None else _text(goal.value(results)) + (f" {goal.unit}" if goal.unit else "")
         yield _row((goal.text, goal.wanted, value, _REACHED[measured]))
     yield ""
-    notes = [f"* {goal.text}: {goal.note}" for goal in goals if goal.note and goal.reached(results) is False]
+    notes: dict[str, list[str]] = {}
+    for goal in goals:
+        if goal.note and goal.reached(results) is False:
+            notes.setdefault(goal.note, []).append(goal.text)
     if notes:
         yield "What is not reached, why, and what would be needed:"
         yield ""
-        yield from notes
+        yield from (f"* **{'; '.join(texts)}.** {note}" for note, texts in notes.items())
         yield ""
 
 

@@ -108,7 +108,7 @@ PAGE = """## Machine and versions
 
 What is not reached, why, and what would be needed:
 
-* Their count: it takes 1,200; fewer would need a cache
+* **Their count.** it takes 1,200; fewer would need a cache
 
 ## The first part
 

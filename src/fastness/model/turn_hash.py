@@ -7,8 +7,8 @@ to what exists already, to completed rows and to all foreign JSON count as they 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fastness.errors import InvalidInputError
 from fastness.model.base import canonical_json, sha256_hex
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 _HASH_VERSION = "fastness.turn/1"
 
-_Named = Callable[[str | None], "int | str | None"]
-"""Gives an id as the hash sees it: its ordinal if this commit introduces it, else itself."""
+_Ordinals: TypeAlias = "Mapping[str | None, int | str | None]"
+"""The ordinals of the ids that a commit introduces. The hash sees ``ordinals.get(name, name)``: all others, and None, as
+they are."""
 
 
 def turn_commit_hash(commit: RuntimeCommit) -> str:
@@ -38,24 +39,18 @@ def turn_commit_hash(commit: RuntimeCommit) -> str:
 
 def _meaning(commit: RuntimeCommit) -> Any:
     nodes = introduced_nodes(commit.graph)
-    node_ordinals = {node.node_id: at for at, node in enumerate(nodes)}
-    frame_ordinals = {frame.frame_id: at for at, frame in enumerate(commit.agent_frames)}
-
-    def node_name(node_id: str | None) -> int | str | None:
-        return node_id if node_id is None else node_ordinals.get(node_id, node_id)
-
-    def frame_name(frame_id: str | None) -> int | str | None:
-        return frame_id if frame_id is None else frame_ordinals.get(frame_id, frame_id)
-
+    of_nodes: _Ordinals = {node.node_id: at for at, node in enumerate(nodes)}
+    of_frames: _Ordinals = {frame.frame_id: at for at, frame in enumerate(commit.agent_frames)}
+    current, leaf = commit.current_agent_frame_id, leaf_of(commit.graph)
     return (
         _HASH_VERSION,
         commit.session_id,
         commit.config,
-        [_frame(frame, frame_name) for frame in commit.agent_frames],
-        frame_name(commit.current_agent_frame_id),
+        [_frame(frame, of_frames) for frame in commit.agent_frames],
+        of_frames.get(current, current),
         type(commit.graph).__name__,
-        [_node(node, node_name, frame_name) for node in nodes],
-        node_name(leaf_of(commit.graph)),
+        [_node(node, of_nodes, of_frames) for node in nodes],
+        of_nodes.get(leaf, leaf),
         _checkpoint(commit.checkpoint),
         commit.usage_deltas,
         [completion.batch_ids for completion in commit.completed_queue_claims],
@@ -78,9 +73,10 @@ def leaf_of(delta: GraphCommitDelta) -> str | None:
     return delta.graph.leaf_node_id if isinstance(delta, ReplaceFull) else delta.leaf_node_id
 
 
-def _node(node: SessionNodeRecord, node_name: _Named, frame_name: _Named) -> Any:
-    caused_by, frame = node_name(node.caused_by), frame_name(node.agent_frame_id)
-    return (node_name(node.parent_node_id), _payload(node.payload), caused_by, frame)
+def _node(node: SessionNodeRecord, of_nodes: _Ordinals, of_frames: _Ordinals) -> Any:
+    parent, cause, frame = node.parent_node_id, node.caused_by, node.agent_frame_id
+    payload = _payload(node.payload)
+    return (of_nodes.get(parent, parent), payload, of_nodes.get(cause, cause), of_frames.get(frame, frame))
 
 
 def _payload(payload: NodePayload) -> Any:
@@ -90,8 +86,9 @@ def _payload(payload: NodePayload) -> Any:
     return payload
 
 
-def _frame(frame: AgentFrameRecord, frame_name: _Named) -> Any:
-    return (frame.reason, frame_name(frame.previous_frame_id), frame.checkpoint_ref, frame.body)
+def _frame(frame: AgentFrameRecord, of_frames: _Ordinals) -> Any:
+    previous = frame.previous_frame_id
+    return (frame.reason, of_frames.get(previous, previous), frame.checkpoint_ref, frame.body)
 
 
 def _checkpoint(checkpoint: HydratedSessionCheckpoint | None) -> Any:
