@@ -52,7 +52,9 @@ _COLD = (
     "Of a commit of one waiter about half is COMMIT itself and a sixth the statements, which the script pays as"
     " well. The rest is two changes of thread and Python (stamp, check and encode, decide) that runs two to three"
     " times slower than when it is warm, because it comes after each wait for the disk. The script has none of it:"
-    " its rows are encoded before. Needed: that Python as native code."
+    " its rows are encoded before. On a virtual machine the waking of a processor that stands still comes on top,"
+    " three times for each commit: beside two loops of the lowest priority that keep the processors awake, the"
+    " same commits took a quarter less. Needed: that Python as native code."
 )
 _WARM = (
     "With many waiters a commit costs the processor about 170 µs, two thirds of them Python under one interpreter"
