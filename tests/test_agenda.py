@@ -333,7 +333,7 @@ def opened(engine: str, clock: Clock, directory: Path) -> Any:
     return PostgresSessionStoreFactory(quick_server().url(), schema=SCHEMA, pool_size=1, clock=clock)
 
 
-@pytest.mark.parametrize(("engine", "examples"), [("memory", 300), ("sqlite", 40), ("postgres", 15)])
+@pytest.mark.parametrize(("engine", "examples"), [("memory", 150), ("sqlite", 40), ("postgres", 15)])
 def test_no_session_that_can_run_is_missed(tmp_path: Path, engine: str, examples: int) -> None:
     """After every step the agenda has each session that can run, says when the next can, and forgets the others."""
     clock, seen, count = Clock(), Counter[str](), 0
