@@ -16,7 +16,7 @@ from pathlib import Path
 import apsw
 import psycopg
 
-from bench.dispatch import places
+from bench.dispatch.part import places
 from bench.findings import Found, Part, Size, Spread, Table, Value
 from fastness.factory import EngineSessionStoreFactory, open_database
 from fastness.model import SessionFilter

@@ -7,8 +7,8 @@ from functools import partial
 from tests.servers.postgres import PostgresServer
 from tests.servers.room import wait_until
 
-from bench.peers_contestants import STRACE, ContestantError, Running, Side, syncs_in
-from bench.peers_ring import Ring
+from bench.peers.contestants import STRACE, ContestantError, Running, Side, syncs_in
+from bench.peers.ring import Ring
 
 SYNCED = 40
 """Over how many turns it is counted."""

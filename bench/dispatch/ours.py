@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from bench.dispatch_roles import Hear, Options, Send, main
+from bench.dispatch.roles import Hear, Options, Send, main
 from fastness.model import TextItem
 from fastness.runtime.database import Database, connect
 from fastness.runtime.turn import Turn

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import apsw
 import psycopg
 
-from bench.dispatch import places
+from bench.dispatch.part import places
 from bench.findings import Found, Part, Size, Value
 from fastness.factory import EngineSessionStoreFactory, open_database
 from fastness.model import (

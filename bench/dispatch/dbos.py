@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from bench.dispatch_roles import Hear, Options, Send, main
+from bench.dispatch.roles import Hear, Options, Send, main
 
 _QUEUE = "bench"
 _WORKFLOW = "noop"

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from bench.dispatch_peers import ROOT, peers_python
+from bench.dispatch.peers import ROOT, peers_python
 
 Engine: TypeAlias = Literal["sqlite", "postgres"]
 
@@ -41,17 +41,17 @@ class Side(NamedTuple):
     is_peer: bool = True
 
 
-_ADK, _GRAPH, _OPENAI = "peers_adk", "peers_langgraph", "peers_openai"
+_ADK, _GRAPH, _OPENAI = "peers.adk", "peers.langgraph", "peers.openai"
 
 SIDES = (
-    Side("ours_sqlite", "ours, SQLite", "peers_ours", "sqlite", is_peer=False),
-    Side("bare_sqlite", "bare apsw script, SQLite", "peers_bare", "sqlite", is_peer=False),
+    Side("ours_sqlite", "ours, SQLite", "peers.ours", "sqlite", is_peer=False),
+    Side("bare_sqlite", "bare apsw script, SQLite", "peers.bare", "sqlite", is_peer=False),
     Side("openai_sqlite", "OpenAI `SQLiteSession`", _OPENAI, "sqlite", {"sqlalchemy": False}),
     Side("openai_sqlalchemy_sqlite", "OpenAI `SQLAlchemySession`, SQLite", _OPENAI, "sqlite", {"sqlalchemy": True}),
     Side("langgraph_sqlite", "LangGraph `AsyncSqliteSaver`", _GRAPH, "sqlite", {"delta": False}),
     Side("langgraph_delta_sqlite", "LangGraph `AsyncSqliteSaver`, delta channel", _GRAPH, "sqlite", {"delta": True}),
     Side("adk_sqlite", "ADK `DatabaseSessionService`, SQLite", _ADK, "sqlite"),
-    Side("ours_postgres", "ours, PostgreSQL", "peers_ours", "postgres", is_peer=False),
+    Side("ours_postgres", "ours, PostgreSQL", "peers.ours", "postgres", is_peer=False),
     Side(
         "openai_sqlalchemy_postgres",
         "OpenAI `SQLAlchemySession`, PostgreSQL",

@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeAlias
 import psycopg
 from tests.servers.postgres import PostgresServer
 
-from bench.dispatch_peers import (
+from bench.dispatch.peers import (
     CONCURRENCY,
     SMALLEST_POLL_S,
     Side,
@@ -49,7 +49,7 @@ In a short run everybody gets half of it.
 
 def sides_for(engine: str, *sides: Side) -> list[Side]:
     """Leave out what does not run on an engine."""
-    return [side for side in sides if engine == "postgres" or side.module != "dispatch_procrastinate"]
+    return [side for side in sides if engine == "postgres" or side.module != "dispatch.procrastinate"]
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """What a process of the dispatch benchmark may be told to do, the same for every system that is measured.
 
 A *side* is one system: it can make its tables, take no-op jobs, and run a worker. This module turns a side into a
-command: ``python -m bench.dispatch_<side> <role> <options>``, options and answers being JSON. Only the standard library
+command: ``python -m bench.dispatch.<side> <role> <options>``, options and answers being JSON. Only the standard library
 is needed here, because the peers' interpreters have nothing else of ours.
 
 Times are those of ``time.monotonic_ns``, which on Linux is one clock for all processes of a machine.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from bench.peers_roles import POSTGRES_QUESTIONS, SQLITE_QUESTIONS, sqlite_settings, versions
+from bench.peers.roles import POSTGRES_QUESTIONS, SQLITE_QUESTIONS, sqlite_settings, versions
 
 
 def engine_url(place: str) -> str:

@@ -12,7 +12,7 @@ import psycopg
 from tests.servers.postgres import PostgresServer
 
 from bench.findings import Found
-from bench.peers_contestants import ContestantError, Running, Side
+from bench.peers.contestants import ContestantError, Running, Side
 
 T = TypeVar("T")
 

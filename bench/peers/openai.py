@@ -14,9 +14,9 @@ from agents.extensions.memory import SQLAlchemySession
 from agents.memory import SQLiteSession
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from bench.peers_engine import engine_settings, engine_url
-from bench.peers_messages import Spoken, spoken
-from bench.peers_roles import SQLITE_QUESTIONS, Options, main, sqlite_settings, versions
+from bench.peers.engine import engine_settings, engine_url
+from bench.peers.messages import Spoken, spoken
+from bench.peers.roles import SQLITE_QUESTIONS, Options, main, sqlite_settings, versions
 
 Item = dict[str, Any]
 

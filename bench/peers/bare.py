@@ -11,8 +11,8 @@ from collections import deque
 from pathlib import Path
 
 from bench.bare import BareScript, EncodedTurn, Recorder
-from bench.peers_ours import Ours, OurSession
-from bench.peers_roles import SQLITE_QUESTIONS, Options, main, sqlite_settings, versions
+from bench.peers.ours import Ours, OurSession
+from bench.peers.roles import SQLITE_QUESTIONS, Options, main, sqlite_settings, versions
 
 _PREPARED = ("lane", "turn_input")
 """The tables in which input that was claimed stands."""

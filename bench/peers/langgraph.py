@@ -29,8 +29,8 @@ from langgraph.pregel._checkpoint import (
     delta_channels_to_snapshot,
 )
 
-from bench.peers_messages import Spoken, spoken
-from bench.peers_roles import POSTGRES_QUESTIONS, SQLITE_QUESTIONS, Options, main, sqlite_settings, versions
+from bench.peers.messages import Spoken, spoken
+from bench.peers.roles import POSTGRES_QUESTIONS, SQLITE_QUESTIONS, Options, main, sqlite_settings, versions
 
 _CHANNEL = "messages"
 _COUNTERS = "counters_since_delta_snapshot"

@@ -1,6 +1,6 @@
 """What a contestant of the comparison with the peers does when it is told to, in a process of its own.
 
-``python -m bench.peers_<name> <options>`` reads a command a line from standard input and answers each with a line: JSON
+``python -m bench.peers.<name> <options>`` reads a command a line from standard input and answers each with a line: JSON
 both ways. Only the standard library is needed here, because the peers' interpreter has nothing else of ours.
 """
 

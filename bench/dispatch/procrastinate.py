@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from bench.dispatch_roles import Hear, Options, Send, background, main
+from bench.dispatch.roles import Hear, Options, Send, background, main
 
 _TASK = "noop"
 _BATCH = 500

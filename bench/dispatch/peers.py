@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PEERS = "FASTNESS_BENCH_PEERS"
 """The environment variable that names another interpreter for the peers."""
 
@@ -106,22 +106,22 @@ def versions() -> dict[str, str]:
 
 def ours(name: str = "ours", *, sessions: int | None = CONCURRENCY) -> Side:
     """Our worker; input goes to so many sessions in turn."""
-    return Side(name, sys.executable, "dispatch_ours", {"concurrency": CONCURRENCY, "sessions": sessions})
+    return Side(name, sys.executable, "dispatch.ours", {"concurrency": CONCURRENCY, "sessions": sessions})
 
 
 def dbos(name: str, polling_s: float = 1.0, concurrency: int | None = CONCURRENCY) -> Side:
     """DBOS with a queue that is polled so often, and that gives a worker so many workflows at once."""
-    return Side(name, peers_python(), "dispatch_dbos", {"polling_s": polling_s, "concurrency": concurrency})
+    return Side(name, peers_python(), "dispatch.dbos", {"polling_s": polling_s, "concurrency": concurrency})
 
 
 def procrastinate(name: str, concurrency: int = CONCURRENCY, *, bare: bool = False) -> Side:
     """A worker of procrastinate, or as many bare loops of its fetching and finishing."""
-    return Side(name, peers_python(), "dispatch_procrastinate", {"concurrency": concurrency, "bare": bare})
+    return Side(name, peers_python(), "dispatch.procrastinate", {"concurrency": concurrency, "bare": bare})
 
 
 def installed(side: Side) -> bool:
     """Whether a side can be measured here."""
-    package = {"dispatch_dbos": "dbos", "dispatch_procrastinate": "procrastinate"}.get(side.module)
+    package = {"dispatch.dbos": "dbos", "dispatch.procrastinate": "procrastinate"}.get(side.module)
     return package is None or version(package) is not None
 
 

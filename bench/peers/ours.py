@@ -11,8 +11,8 @@ from collections import deque
 
 import msgspec
 
-from bench.peers_messages import Spoken, spoken
-from bench.peers_roles import POSTGRES_QUESTIONS, SQLITE_QUESTIONS, Options, main, sqlite_settings, versions
+from bench.peers.messages import Spoken, spoken
+from bench.peers.roles import POSTGRES_QUESTIONS, SQLITE_QUESTIONS, Options, main, sqlite_settings, versions
 from bench.turns import HOUR_MS, Turns
 from fastness.persistence import (
     Acquired,

@@ -14,9 +14,9 @@ from google.adk.events.event import Event
 from google.adk.sessions.database_session_service import DatabaseSessionService
 from google.genai import types
 
-from bench.peers_engine import engine_settings, engine_url
-from bench.peers_messages import Spoken, spoken
-from bench.peers_roles import Options, main, versions
+from bench.peers.engine import engine_settings, engine_url
+from bench.peers.messages import Spoken, spoken
+from bench.peers.roles import Options, main, versions
 
 _APP = "bench"
 _USER = "user"

@@ -16,9 +16,9 @@ from typing import NamedTuple
 from tests.servers.postgres import PostgresServer
 
 from bench.findings import Found, Part, Size, Spread, Table, Value
-from bench.peers_contestants import SIDES, Running
-from bench.peers_ring import Ring
-from bench.peers_syncs import count_syncs
+from bench.peers.contestants import SIDES, Running
+from bench.peers.ring import Ring
+from bench.peers.syncs import count_syncs
 
 SETTINGS = {"shared_buffers": "128MB"}
 """What PostgreSQL has by itself; the tests' servers have less."""
