@@ -9,7 +9,7 @@ import pytest
 
 from fastness.conformance import Lab
 from fastness.decide.directory import FEW, Way, way_through, worth_counting
-from fastness.model import SessionFilter
+from fastness.model import SessionFilter, SessionStoreCreateRequest
 
 SESSIONS = 3 * FEW
 LABELS = {"common": 2, "some": 7, "rare": 1000}
@@ -90,6 +90,16 @@ async def test_a_listing_by_any_filter_shows_what_fits_it(lab: Lab) -> None:
                 break
         assert shown == fitting[: 3 * limit], filters
         assert (cursor is None) == (len(fitting) <= 3 * limit), filters
+
+
+async def test_a_prefix_fits_every_id_that_begins_with_it(lab: Lab) -> None:
+    """Up to the last code point of all, as often as it may stand there, and nothing behind it."""
+    last = "\U0010ffff"
+    fitting = ["a", "ab", f"a{last}", f"a{last}x", "a" + last * 127]
+    for name in (*fitting, "A", "b"):
+        await lab.factory.create_store(SessionStoreCreateRequest(name))
+    page = await lab.factory.list_sessions(filters=SessionFilter("a"))
+    assert [each.meta.session_id for each in page.sessions] == fitting
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 from collections.abc import AsyncIterator
 
 import psycopg
@@ -13,8 +15,8 @@ from fastness.engines import postgres_pool
 from fastness.errors import BackendError
 from fastness.model import RuntimeCommit, RuntimePersistence, SessionExecutionLease, SessionStoreCreateRequest
 from fastness.persistence import PostgresSessionStoreFactory
-from fastness.sql.program import Expected, Program, Read, Statement, Write
-from tests.engines.postgres_lab import Ground
+from fastness.sql.program import Expected, Many, Program, Read, Statement, Write
+from tests.engines.postgres_lab import Ground, until
 from tests.engines.programs import ADD, FaultError, refs
 
 
@@ -116,3 +118,27 @@ async def test_whoever_waits_gets_the_connection_that_comes_free(factory: Postgr
         for _ in range(20):
             assert await asyncio.gather(*(store.load_head() for _ in range(5))) == [None] * 5
             assert await store.load_head() is None
+
+
+def _much() -> Program[None]:
+    yield Write(Statement(ADD, ("first", b"")))
+    yield Write(Many(ADD, [(f"m{at}", bytes(1 << 20)) for at in range(32)]))
+
+
+async def test_a_connection_that_ends_while_more_is_to_be_sent_is_replaced(
+    ground: Ground, factory: PostgresSessionStoreFactory
+) -> None:
+    """The server takes in no more, and then the connection ends: all is written once, on another one."""
+    engine = factory.engine
+    assert await engine.read(refs) == []
+    (wire,) = engine._connections._at_hand  # type: ignore[attr-defined]
+    waits = "select 1 from pg_stat_activity where application_name = %s and wait_event_type = 'Lock'"
+    async with asyncio.timeout(30):
+        end = socket.socket(fileno=os.dup(wire.connection.pgconn.socket))
+        with end, ground.admin() as other, other.transaction():
+            other.execute("lock table blob in exclusive mode")
+            writing = asyncio.create_task(engine.write(_much))
+            await until(lambda: bool(ground.execute(waits, ground.schema)))
+            end.shutdown(socket.SHUT_RD)
+        await writing
+        assert len(await engine.read(refs)) == 33

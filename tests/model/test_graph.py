@@ -98,6 +98,19 @@ def test_a_conversation_may_be_deeper_than_the_stack() -> None:
     assert len(graph.active_path()) == len(graph.message_tree().entries) == 20_000
 
 
+def test_the_end_of_a_path_grows_from_what_it_follows() -> None:
+    """The node that it follows is known to be there, if nothing else is; its id is taken."""
+    end = SessionGraph((), "a", "a")
+    grown = end.append(said("b", "a"), said("c", "b"))
+    assert [node.node_id for node in grown.active_path()] == ["b", "c"]
+    back = grown.branch("a")
+    assert (back.active_path(), back.leaf_node_id) == ((), "a")
+    with pytest.raises(NodeIdCollisionError):
+        end.append(said("a", None))
+    with pytest.raises(GraphInvalidError):
+        end.append(said("c", "b"))
+
+
 def test_a_node_gives_its_message_only_if_it_carries_one() -> None:
     """Events and plugin nodes have no message."""
     event = SessionNodeRecord("e", None, NOW, EventPayload(Protocol(ProtocolEvent("plugin", raw_json(1)))))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime
+from enum import StrEnum
+from uuid import UUID
 
 import msgspec
 import pytest
@@ -86,3 +89,18 @@ def test_the_quick_look_finds_what_the_careful_one_finds(
 
     quick = passes(lambda: checked_bodies(SessionNodeRecord, [noted("first"), node], look))
     assert quick == passes(lambda: look(node))
+
+
+class Named(StrEnum):
+    """A text that is a member of an enumeration."""
+
+    A = "a"
+
+
+@pytest.mark.parametrize("bad", [b"abc", UUID(int=5), Named.A, datetime(2026, 1, 1, tzinfo=UTC)])
+@pytest.mark.parametrize("field", ["node_id", "parent_node_id", "timestamp", "caused_by", "agent_frame_id"])
+def test_an_id_that_only_becomes_a_text_in_json_is_none(field: str, bad: object) -> None:
+    """It would be bound to a statement as what it is, and be another one there than in its body."""
+    node = msgspec.structs.replace(noted("n"), **{field: bad})
+    with pytest.raises(InvalidInputError, match="must be text"):
+        checked_bodies(SessionNodeRecord, [noted("first"), node], look)

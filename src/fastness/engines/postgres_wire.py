@@ -121,9 +121,10 @@ class Wire:
         self._watched_by.add_reader(self._socket, self._came_in)
 
     def leave(self) -> None:
-        """Have the event loop forget the connection. It comes before whatever closes its socket."""
+        """Have the event loop forget the connection. It comes before whatever closes its socket, if libpq did not."""
         if self._watched_by is not None:
-            self._watched_by.remove_reader(self._socket)
+            with suppress(OSError):  # a closed socket that was to be written, too: the loop forgets all of it
+                self._watched_by.remove_reader(self._socket)
             self._watched_by = None
 
     @property

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Annotated, Any, TypeAlias, TypeVar
 
 import msgspec
@@ -171,7 +172,8 @@ def checked_bodies(kind: type[R], values: Sequence[R], look: Callable[[R], objec
     """Give the JSON of several records, each as ``checked`` gives it, at less cost.
 
     ``look`` raises for a record whose ids break a limit. It is called for each, unless the JSON as a whole shows that
-    there is nothing to find: it fits its schema, all of it is ASCII, and nowhere is a NUL.
+    there is nothing to find: it fits its schema and reads back as what was given, all of it is ASCII, and nowhere is
+    a NUL.
     """
     bodies: list[str] | None = None
     is_plain = False
@@ -181,13 +183,20 @@ def checked_bodies(kind: type[R], values: Sequence[R], look: Callable[[R], objec
         again = list_decoder_of(kind).decode(whole)
         # One by one: foreign JSON that ends its record early could pass for two in the list as a whole. Values that are
         # not equal may still read back as themselves, such as a list for a tuple.
-        same = again == list(values) or [_encoder.encode(value) for value in again] == encoded
+        equal = again == list(values)
+        same = equal or [_encoder.encode(value) for value in again] == encoded
         if same and set(map(type, values)) <= {kind}:
             bodies = [body.decode() for body in encoded]
-            is_plain = whole.isascii() and b"\\u0000" not in whole
+            # Bytes, UUIDs and members of enumerations become texts in JSON; the ids themselves are bound to statements.
+            is_plain = equal and _types(values) <= _types(again) and whole.isascii() and b"\\u0000" not in whole
     except (TypeError, ValueError, RecursionError, msgspec.MsgspecError):
         pass  # what is wrong, and with which of them, is for the slow way to say
     if not is_plain:
         for value in values:
             look(value)
     return [checked(kind, value)[1] for value in values] if bodies is None else bodies
+
+
+def _types(values: Sequence[Record]) -> set[type]:
+    """The classes of what the fields of records hold."""
+    return set(map(type, chain.from_iterable(map(msgspec.structs.astuple, values))))

@@ -69,7 +69,7 @@ class SessionGraph(msgspec.Struct, frozen=True, dict=True):
 
         Raises ``NodeIdCollisionError`` and ``GraphInvalidError`` (dangling parent).
         """
-        known = set(self._by_id)
+        known = {*self._by_id, self.behind_node_id} - {None}
         for node in nodes:
             if node.node_id in known:
                 raise NodeIdCollisionError(session_id, node.node_id)
@@ -81,7 +81,7 @@ class SessionGraph(msgspec.Struct, frozen=True, dict=True):
 
     def branch(self, node_id: str | None, *, session_id: str = "") -> SessionGraph:
         """Stand on another node, from where the next append grows. Raises ``GraphInvalidError`` for an unknown one."""
-        if node_id is not None and node_id not in self._by_id:
+        if node_id not in (None, self.behind_node_id) and node_id not in self._by_id:
             raise dangling_leaf(session_id, node_id)
         return SessionGraph(self.nodes, node_id, self.behind_node_id)
 

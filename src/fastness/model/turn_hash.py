@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 _HASH_VERSION = "fastness.turn/1"
 
 _Ordinals: TypeAlias = "Mapping[str | None, int | str | None]"
-"""The ordinals of the ids that a commit introduces. The hash sees ``ordinals.get(name, name)``: all others, and None, as
-they are."""
+"""The ordinals of the ids that a commit introduces. The hash sees ``ordinals.get(name, name)``: all others, and None,
+as they are."""
 
 
 def turn_commit_hash(commit: RuntimeCommit) -> str:

@@ -22,7 +22,7 @@ from fastness.decide.directory import (
     way_through,
     worth_counting,
 )
-from fastness.model.base import MAX_INT, checked
+from fastness.model.base import MAX_ID_BYTES, MAX_INT, checked
 from fastness.model.session import (
     PersistedSessionConfig,
     SessionFilter,
@@ -146,6 +146,10 @@ def list_page(after_sid: int, limit: int, filters: SessionFilter) -> Program[Ses
     return SessionPage(sessions, str(rows[limit - 1][0]) if len(rows) > limit else None)
 
 
+_BEHIND_ALL = "\U0010ffff" * (MAX_ID_BYTES // 4 + 1)
+"""What comes behind whatever may follow the prefix of an id, the last code points of all included."""
+
+
 class _Criterion(NamedTuple):
     """One thing that a filter asks for. ``{0}`` and ``{1}`` in the texts stand for the parameters of its values.
 
@@ -172,7 +176,7 @@ def _criteria(filters: SessionFilter) -> list[_Criterion]:
         parent = (filters.parent_session_id,)
         wanted.append(_Criterion(parent, COUNT_CHILDREN, "s.parent_session_id = {0}", IS_CHILD, is_ordered=True))
     if filters.id_prefix:
-        ends = (filters.id_prefix, filters.id_prefix + "\U0010ffff")
+        ends = (filters.id_prefix, filters.id_prefix + _BEHIND_ALL)
         wanted.append(_Criterion(ends, COUNT_NAMES, "s.session_id >= {0} and s.session_id < {1}", HAS_NAME))
     since, until = filters.created_from_ms, filters.created_until_ms
     if since is not None or until is not None:
