@@ -47,7 +47,7 @@ $(PEERS)/.ready: bench/requirements-peers.txt
 peers:
 	-$(MAKE) $(PEERS)/.ready
 
-bench: $(READY) peers ## measure every part shortly, under ten minutes; writes bench/results.json and docs/benchmarks.md
+bench: $(READY) peers ## measure shortly, in ten minutes or so; writes bench/results.json and docs/benchmarks.md
 	$(BIN)/python -m bench.run
 
 bench-full: $(READY) peers ## the same with more rounds, larger sizes and every part

@@ -1,7 +1,8 @@
 """The directory of sessions: creating, describing, listing and deleting them (laws M3, D1 to D3).
 
 Labels and priority are part of a description, and stand once more where work is looked for by them: in a table that is
-indexed by label, and in the lane. Both are written with the description, under the lane's lock.
+indexed by label, and in the lane. Both are written with the description, under the lane's lock. A listing goes through
+the sessions that the rarest of what is asked for fits; which that is, ``decide.directory`` chooses by bounded counts.
 """
 
 from __future__ import annotations
