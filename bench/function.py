@@ -11,13 +11,15 @@ import subprocess
 from pathlib import Path
 from urllib.parse import quote
 
+import msgspec
 import psycopg
 from tests.servers.postgres import PostgresServer
 
 from bench.turns import USAGE, tool_state, turn_nodes
+from fastness.decide.stored_node import node_body
 from fastness.model.base import encode
 from fastness.model.checkpoint import SessionCheckpoint
-from fastness.persistence import BlobRef, PersistedTurnState, RuntimeCommitResult
+from fastness.persistence import BlobRef, PersistedTurnState
 
 _OWNER, _INCARNATION, _LEASE = "bench", "1" * 32, "2" * 32
 _WRITTEN = ("head", "node", "token_usage", "commit_log", "blob_holder", "turn_input", "turn_input_evidence")
@@ -168,12 +170,10 @@ def function_text() -> str:
     """Give the function with the library's own values in it, as expressions of the turn and the session."""
     nodes = turn_nodes(f"node-{_TURN - 1}-3", _TURN)
     checkpoint = SessionCheckpoint(PersistedTurnState(turn_index=_TURN), BlobRef(_REF), None, None)
-    result = RuntimeCommitResult(_TURN, BlobRef(_MANIFEST), checkpoint, nodes[-1].node_id)
-    texts = {f"node_{at}": encode(node).decode() for at, node in enumerate(nodes)}
+    texts = {f"node_{at}": node_body(node) for at, node in enumerate(nodes)}
     texts["state"] = tool_state(f"session-{_SESSION}", _TURN).decode()
     texts["manifest"] = encode(checkpoint).decode()
-    texts["result"] = encode(result).decode()
-    texts["usage"] = encode([USAGE]).decode()
+    texts["usage"] = encode([(USAGE.source, USAGE.model, *msgspec.structs.astuple(USAGE.usage))]).decode()
     text = Path(__file__).with_name("function.sql").read_text(encoding="utf-8")
     for name, value in texts.items():
         text = text.replace(f"{{{name}}}", _expression(value))

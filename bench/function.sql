@@ -27,7 +27,7 @@ begin
     end if;
 
     select h.revision, h.leaf_node_id, h.node_count, h.next_seq, h.config, h.agent_frame_id, h.checkpoint_ref,
-        h.checkpoint, c.turn_hash, c.result, c.changed_frames into head
+        h.checkpoint, c.turn_hash, c.manifest, c.changed_frames into head
     from head h left join commit_log c on c.sid = h.sid and c.turn_id = 'turn-' || turn and c.turn_hash is not null
     where h.sid = of_session;
     if head.revision <> turn - 1 or head.leaf_node_id <> 'node-' || turn - 1 || '-3' or head.turn_hash is not null then
@@ -64,9 +64,9 @@ begin
     update head h set revision = turn, leaf_node_id = leaf, node_count = h.node_count + 4, next_seq = base + 4,
         checkpoint_ref = manifest_ref, checkpoint = manifest, updated_ms = now_ms
     where h.sid = of_session;
-    insert into commit_log (sid, revision, kind, turn_id, turn_hash, leaf_node_id, checkpoint_ref, committed_ms, result,
-        usage, next_seq, fencing_token)
-    values (of_session, turn, 'turn', 'turn-' || turn, state_ref, leaf, manifest_ref, now_ms, {result}, {usage},
+    insert into commit_log (sid, revision, kind, turn_id, turn_hash, leaf_node_id, checkpoint_ref, committed_ms,
+        manifest, usage, next_seq, fencing_token)
+    values (of_session, turn, 'turn', 'turn-' || turn, state_ref, leaf, manifest_ref, now_ms, manifest, {usage},
         base + 4, token);
 
     -- Looked at, deleted and kept at once: a function need not do that one after the other.

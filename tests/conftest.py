@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import signal
 from collections.abc import Generator
 
 import pytest
@@ -16,6 +17,12 @@ from fastness.conformance import AttachmentSubject, Subject
 from tests.lab import ATTACHMENT_STORES, ENGINES, PAIRS
 
 pytest_plugins = ["fastness.conformance.plugin"]
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C work here and in all children: a shell has what it runs in the background ignore it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)

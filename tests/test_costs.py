@@ -28,7 +28,7 @@ WRITES = [
 ]
 
 
-SIZE = 4_677
+SIZE = 3_871
 """Bytes of what a turn of two digits asks and writes, the ids that are looked up included."""
 
 

@@ -13,14 +13,13 @@ from fastness.model.reports import CheckFinding
 
 
 class NodeFact(msgspec.Struct, frozen=True):
-    """A stored node: its columns, and what its body says (``body_id`` is None where it is damaged)."""
+    """A stored node: its columns, whether its body and its checksum are sound, and the frame that it names."""
 
     seq: int
     node_id: str
     parent_seq: int | None
     tombstoned: bool
-    body_id: str | None
-    body_parent_id: str | None
+    sound: bool
     agent_frame_id: str | None
 
 
@@ -184,10 +183,8 @@ class NodeAudit:
             self.live_count += not node.tombstoned
 
     def _fault(self, node: NodeFact) -> str | None:
-        if node.body_id is None:
+        if not node.sound:
             return "is damaged"
-        if node.body_id != node.node_id:
-            return f"says that it is {node.body_id!r}"
         if node.agent_frame_id is not None and node.agent_frame_id not in self._frames:
             return f"names the frame {node.agent_frame_id!r}, which is missing"
         # A replaced graph takes the parents of tombstoned nodes away; those only hold their ids.
@@ -195,10 +192,10 @@ class NodeAudit:
 
     def _parent_fault(self, node: NodeFact) -> str | None:
         if node.parent_seq is None:
-            return None if node.body_parent_id is None else f"has lost its parent {node.body_parent_id!r}"
+            return None
         parent_id, parent_live = self._seen.get(node.parent_seq, (None, False))
-        if parent_id is None or parent_id != node.body_parent_id:
-            return f"has no such parent as {node.body_parent_id!r}"
+        if parent_id is None:
+            return f"has no parent at place {node.parent_seq}"
         if not parent_live:
             return f"is live and hangs on the tombstoned node {parent_id!r}"
         return None

@@ -25,6 +25,7 @@ from fastness.decide.limits import (
     utf8_size,
 )
 from fastness.decide.packing import packed
+from fastness.decide.stored_node import node_body
 from fastness.errors import InvalidInputError
 from fastness.model.attachments import AttachmentProof
 from fastness.model.base import MAX_INT, MAX_TIMESTAMP_BYTES, checked, checked_bodies, encode, sha256_hex
@@ -86,7 +87,9 @@ def prepare(commit: RuntimeCommit, budget_bytes: int) -> CommitInput:
     """Check and encode a commit. Raises ``InvalidInputError``; it looks at nothing but the commit."""
     _check_shape(commit)
     nodes = introduced_nodes(commit.graph)
-    node_bodies = checked_bodies(SessionNodeRecord, nodes, _check_node) if nodes else []
+    if nodes:
+        checked_bodies(SessionNodeRecord, nodes, _check_node)
+    node_bodies = list(map(node_body, nodes))
     frames = commit.agent_frames
     frame_bodies = checked_bodies(AgentFrameRecord, frames, _check_frame) if frames else []
     checkpoint = None if commit.checkpoint is None else _checkpoint(commit.checkpoint)

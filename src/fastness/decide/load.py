@@ -12,11 +12,8 @@ from fastness.model.transcript import SessionNodeRecord
 def full_graph(
     session_id: str, nodes: Sequence[SessionNodeRecord], leaf_node_id: str | None, node_count: int
 ) -> SessionGraph:
-    """Check that every live node is there with its parent, and the leaf among them."""
+    """Check that every live node is there, and the leaf among them. That each has its parent is seen as it is read."""
     ids = {node.node_id for node in nodes}
-    above: set[str | None] = {None, *ids}
-    if not all(map(above.__contains__, [node.parent_node_id for node in nodes])):
-        raise dangling_parent(session_id, next(node for node in nodes if node.parent_node_id not in above))
     if leaf_node_id is not None and leaf_node_id not in ids:
         raise dangling_leaf(session_id, leaf_node_id)
     if len(ids) != node_count or len(nodes) != node_count:
@@ -39,8 +36,3 @@ def active_path(
             raise dangling_parent(session_id, node)
         above = node.node_id
     return SessionGraph(tuple(path), leaf_node_id, behind_node_id)
-
-
-def joins(path: Sequence[SessionNodeRecord], leaf_node_id: str | None, seen_leaf: str) -> bool:
-    """Whether nodes that were looked for behind an earlier leaf, up to a new one, hang on that leaf."""
-    return (path[0].parent_node_id if path else leaf_node_id) == seen_leaf

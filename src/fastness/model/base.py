@@ -1,7 +1,8 @@
 """The two base classes of the vocabulary, and JSON the way records use it.
 
 A ``Value`` is immutable and round-trips through JSON. A ``Record`` is a value that is stored on its own: its JSON opens
-with its schema version (``{"v":1,…``), so that a reader can refuse a version it does not know by number (law M4).
+with its schema version (``{"v":1,…``, an array with the number alone), so that a reader can refuse a version it does
+not know by number (law M4).
 """
 
 from __future__ import annotations
@@ -137,9 +138,12 @@ def decode_record(kind: type[R], body: bytes | str) -> R:
 def check_version(kind: type[Record], data: bytes) -> None:
     """Refuse a record whose schema version is missing, invalid or unknown. The slow path: it reads the whole record."""
     found = msgspec.json.decode(data)
-    if not isinstance(found, dict) or "v" not in found:
+    if isinstance(found, list) and found:
+        version = found[0]
+    elif isinstance(found, dict) and "v" in found:
+        version = found["v"]
+    else:
         raise RecordVersionMissingError(kind.__name__)
-    version = found["v"]
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise RecordVersionInvalidError(kind.__name__, version)
     if version != RECORD_VERSION:

@@ -10,6 +10,7 @@ from fastness.decide import check as rules
 from fastness.decide.check import ClaimFact, HeadFact, LaneFact, LogFact, NodeFact, SessionFacts
 from fastness.decide.commit import HEAD as HEAD_HOLDER
 from fastness.decide.commit import frame_holder
+from fastness.decide.stored_node import node_crc
 from fastness.errors import StoreError
 from fastness.model.attachments import AttachmentRef
 from fastness.model.base import Record, decoder_of, sha256_hex
@@ -17,12 +18,11 @@ from fastness.model.checkpoint import SessionCheckpoint
 from fastness.model.queued_work import QueuedWorkBatchDraft
 from fastness.model.reports import CheckFinding, CheckReport
 from fastness.model.session import AgentFrameRecord, PersistedSessionConfig, SessionMeta
-from fastness.model.transcript import SessionNodeRecord
 from fastness.model.turn_input import PendingTurnInputDraft
 from fastness.ops import environments
 from fastness.ops.commit import held_by_holder
 from fastness.sql.program import Program, Read, Row, Statement
-from fastness.sql.records import body_crc, stored, stored_content
+from fastness.sql.records import stored, stored_content, stored_node
 from fastness.sql.schema import SESSION_TABLES
 
 COUNTS = """
@@ -62,7 +62,7 @@ LOST_INPUT = _LOST.format(kind="input", row_id="input_id", table="turn_input")
 LOST_WORK = _LOST.format(kind="work", row_id="batch_id", table="queued_work")
 ATTACHMENTS = "select attachment_id, reference from attachment where sid = $1"
 NODES = """
-    select seq, node_id, parent_seq, tombstoned, crc, body from node
+    select seq, node_id, parent_seq, tombstoned, crc, utf8(body) from node
     where sid = $1 and seq > $2 order by seq limit $3"""
 
 _NODES_PER_READ = 1000
@@ -186,7 +186,10 @@ def _claim_fact(kind: str, record: type[R], row: Row) -> ClaimFact:
 
 def _node_fact(row: Row) -> NodeFact:
     seq, node_id, parent_seq, tombstoned, crc, body = row
-    node = _read(SessionNodeRecord, body)
-    if node is None or body_crc(body) != crc:
-        return NodeFact(seq, node_id, parent_seq, bool(tombstoned), None, None, None)
-    return NodeFact(seq, node_id, parent_seq, bool(tombstoned), node.node_id, node.parent_node_id, node.agent_frame_id)
+    try:
+        node = stored_node(body)
+    except StoreError:
+        node = None
+    sound = node is not None and node_crc(node_id, parent_seq, body) == crc
+    frame_id = node.agent_frame_id if node is not None else None
+    return NodeFact(seq, node_id, parent_seq, bool(tombstoned), sound, frame_id)

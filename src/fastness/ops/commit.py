@@ -10,8 +10,9 @@ from fastness.decide import commit as rules
 from fastness.decide.commit import CommitFacts, HeadFacts, Receipt, Settlement
 from fastness.decide.commit_input import CommitInput
 from fastness.decide.graph import KnownNode
+from fastness.decide.stored_node import node_crc
 from fastness.model.base import encode
-from fastness.model.checkpoint import TokenLedgerEntry, TokenUsage
+from fastness.model.checkpoint import BlobRef, SessionCheckpoint, TokenUsage
 from fastness.model.commit import RuntimeCommitResult
 from fastness.model.session import AgentFrameRecord
 from fastness.ops import manifest, outbox, queued_work, turn_input
@@ -19,11 +20,11 @@ from fastness.ops.hint import Hint, expected_facts, hint_after
 from fastness.ops.lane import FENCE, Target, fence_facts, free_lane
 from fastness.ops.load import read_head
 from fastness.sql.program import Many, Program, Read, Row, Rows, Statement, Write, id_list
-from fastness.sql.records import body_crc, stored
+from fastness.sql.records import stored
 
 HEAD_FACTS = """
     select h.revision, h.leaf_node_id, h.node_count, h.next_seq, h.config, h.agent_frame_id, h.checkpoint_ref,
-        h.checkpoint, c.turn_hash, c.result, c.changed_frames
+        h.checkpoint, c.turn_hash, c.revision, c.leaf_node_id, c.checkpoint_ref, c.manifest, c.changed_frames
     from head h left join commit_log c on c.sid = h.sid and c.turn_id = $2 and c.turn_hash is not null
     where h.sid = $1"""
 INITIAL_CONFIG = "select config from session where sid = $1"
@@ -61,8 +62,8 @@ MOVE_HEAD = """
         checkpoint_ref = $8, checkpoint = $9, updated_ms = now_ms()
     where sid = $1"""
 ADD_TO_LOG = """
-    insert into commit_log (sid, revision, kind, turn_id, turn_hash, leaf_node_id, checkpoint_ref, committed_ms, result,
-        changed_frames, usage, next_seq, fencing_token)
+    insert into commit_log (sid, revision, kind, turn_id, turn_hash, leaf_node_id, checkpoint_ref, committed_ms,
+        manifest, changed_frames, usage, next_seq, fencing_token)
     values ($1, $2, $3, $4, $5, $6, $7, now_ms(), $8, $9, $10, $11, $12)"""
 STAMP_ATTACHMENT = "update attachment set committed = 1 where sid = $1 and attachment_id = $2"
 
@@ -172,13 +173,16 @@ def _head_facts(rows: list[Row]) -> tuple[HeadFacts | None, Receipt | None]:
     head = read_head(rows)
     if head is None:
         return None, None
-    turn_hash, result, changed_frames = rows[0][8:]
-    return head, None if turn_hash is None else _receipt(turn_hash, result, changed_frames)
+    return head, None if rows[0][8] is None else _receipt(*rows[0][8:])
 
 
-def _receipt(turn_hash: str, result: str, changed_frames: str | None) -> Receipt:
+def _receipt(
+    turn_hash: str, revision: int, leaf: str | None, ref: str | None, manifest: str | None, changed_frames: str | None
+) -> Receipt:
+    checkpoint = None if manifest is None else stored(SessionCheckpoint, manifest)
+    result = RuntimeCommitResult(revision, None if ref is None else BlobRef(ref), checkpoint, leaf)
     changed = frozenset() if changed_frames is None else frozenset(msgspec.json.decode(changed_frames, type=list[str]))
-    return Receipt(turn_hash, stored(RuntimeCommitResult, result), changed)
+    return Receipt(turn_hash, result, changed)
 
 
 def _settlement(given: CommitInput, plan: Settlement) -> list[Statement | Many]:
@@ -206,7 +210,7 @@ def _graph(given: CommitInput, plan: Settlement, sid: int) -> list[Statement | M
     statements: list[Statement | Many] = [Statement(DROP_LIVE_NODES, (sid,))] if plan.replaces else []
     if plan.placed:
         rows = [
-            (sid, node.seq, node.node_id, node.parent_seq, body_crc(body), body)
+            (sid, node.seq, node.node_id, node.parent_seq, node_crc(node.node_id, node.parent_seq, body.encode()), body)
             for node, body in zip(plan.placed, given.node_bodies, strict=True)
         ]
         statements.append(Many(ADD_NODE, rows))
@@ -253,7 +257,7 @@ def _head(given: CommitInput, plan: Settlement, sid: int) -> tuple[Statement, ..
         None if stamp is None else stamp.turn_commit_hash,
         result.leaf_node_id,
         checkpoint_ref,
-        None if stamp is None else encode(result).decode(),
+        None if stamp is None or given.checkpoint is None else given.checkpoint.manifest_body,
         id_list(plan.changed_frames) if plan.changed_frames else None,
         _usage_delta(given),
         plan.next_seq,
@@ -266,4 +270,4 @@ def _usage_delta(given: CommitInput) -> str | None:
     """What the history says that the commit used, one entry for each source and model; None for nothing."""
     if not given.usage:
         return None
-    return encode([TokenLedgerEntry(source, model, usage) for (source, model), usage in given.usage.items()]).decode()
+    return encode([(*key, *msgspec.structs.astuple(usage)) for key, usage in given.usage.items()]).decode()

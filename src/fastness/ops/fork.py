@@ -30,9 +30,9 @@ from fastness.ops.commit import ADD_HEAD, FRAMES_PER_COMMIT, HOLD_BLOB, PUT_FRAM
 from fastness.ops.directory import ADD_LABEL
 from fastness.ops.history import LOGGED, Manifest, manifest_at
 from fastness.ops.lane import Target, enter, of_session
-from fastness.ops.load import HEAD, PATH, in_order, read_head, session_row, session_statement
+from fastness.ops.load import HEAD, PATH, SEQ_OF, path_of, read_head, session_row, session_statement
 from fastness.sql.program import Item, Many, Program, Read, Statement, Write, id_list
-from fastness.sql.records import stored, stored_nodes
+from fastness.sql.records import stored
 
 TAKEN = "select 1 from session where session_id = $1"
 ADD_SESSION = """
@@ -138,18 +138,18 @@ def _origin(session_id: str, sid: int, head: HeadFacts, place: Place) -> Program
         point = rules.point_at(session_id, place.revision, head, logged[0] if logged else None)
     leaf = point.leaf_node_id if place.node_id is None else place.node_id
     (rows,) = yield Read(Statement(PATH, (sid, leaf, MAX_INT, 0)))
-    rows = in_order(rows)
-    last_seq = rows[-1][-1] if rows else 0
+    found = path_of(session_id, rows)
+    last_seq = SEQ_OF(found.rows[-1]) if found.rows else 0
     if point.revision != head.revision and leaf is not None and not 0 < last_seq < point.next_seq:
         raise rules.lost_transcript(session_id, point)
-    path = load_rules.active_path(session_id, stored_nodes(session_id, rows), leaf).nodes
+    path = load_rules.active_path(session_id, found.nodes, leaf).nodes
     if leaf != point.leaf_node_id:
-        (found,) = yield Read(Statement(LATEST_AT, (sid, leaf, last_seq)))
-        point = Point(*found[0]) if found else Point(0, leaf, None, last_seq + 1)
+        (latest,) = yield Read(Statement(LATEST_AT, (sid, leaf, last_seq)))
+        point = Point(*latest[0]) if latest else Point(0, leaf, None, last_seq + 1)
     manifest = yield from _manifest(session_id, head, point, is_needed=place.node_id is None)
     frame_id = rules.frame_at(head, point, path[-1] if path else None)
     frames = yield from _frames(sid, path, frame_id)
-    bodies = [bytes(body) for body, *_ in rows] + [body.encode() for _, body in frames]
+    bodies = [bytes(body) for body, *_ in found.rows] + [body.encode() for _, body in frames]
     return _Origin(sid, head, leaf, last_seq + 1, len(path), manifest, frame_id, frames, rules.mentioned(bodies))
 
 

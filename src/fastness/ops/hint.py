@@ -51,10 +51,13 @@ def expected_facts(given: CommitInput, hint: Hint | None, asked: Sequence[str]) 
     return known if len(known) == len(expected) else None
 
 
+_NO_RECEIPT = (None,) * 6
+
+
 def _head_row(head: HeadFacts) -> Row:
     """The row of the head and of a receipt that is not there."""
     where = (head.revision, head.leaf_node_id, head.node_count, head.next_seq, head.config_body, head.agent_frame_id)
-    return (*where, head.checkpoint_ref, head.checkpoint_body, None, None, None)
+    return (*where, head.checkpoint_ref, head.checkpoint_body, *_NO_RECEIPT)
 
 
 def _known_nodes(given: CommitInput, hint: Hint) -> Expected | None:

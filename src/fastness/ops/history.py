@@ -12,7 +12,6 @@ from fastness.decide.commit import HeadFacts
 from fastness.decide.directory import effective_meta
 from fastness.decide.history import Point
 from fastness.errors import DatabaseDamagedError
-from fastness.model.base import list_decoder_of
 from fastness.model.checkpoint import (
     BlobRef,
     HydratedSessionCheckpoint,
@@ -32,9 +31,9 @@ from fastness.model.session import (
 from fastness.model.transcript import SessionNodeRecord
 from fastness.ops.commit import FRAMES_PER_COMMIT
 from fastness.ops.lane import Target, of_session
-from fastness.ops.load import BLOBS, HEAD, LEDGER, read_head, session_row, session_statement
+from fastness.ops.load import BLOBS, HEAD, LEDGER, SEQ_OF, read_head, session_row, session_statement
 from fastness.sql.program import Program, Read, Row, Statement, id_list
-from fastness.sql.records import stored, stored_content, stored_nodes
+from fastness.sql.records import NODE_ROW, stored, stored_content, stored_nodes
 
 _COMMITS = """
     select revision, kind, turn_id, committed_ms, leaf_node_id, usage, fencing_token, checkpoint_ref
@@ -46,11 +45,13 @@ LATER_USAGE = """
     select revision, usage from commit_log where sid = $1 and revision > $2 and usage is not null
     order by revision limit $3"""
 FRAMES_UNTIL = "select body from agent_frame where sid = $1 and seq < $2 order by seq, frame_id"
-NODES_UNTIL = """
-    select utf8(body), crc, seq from node where sid = $1 and tombstoned = 0 and seq > $2 and seq < $3
-    order by seq limit $4"""
+NODES_UNTIL = f"""
+    select {NODE_ROW} from node n where n.sid = $1 and n.tombstoned = 0 and n.seq > $2 and n.seq < $3
+    order by n.seq limit $4"""
 
 _ALL_TIME = 2**63 - 1
+
+_deltas = msgspec.json.Decoder(list[tuple[str, str, int, int, int, int, int]])
 
 
 def list_commits(session_id: str, after_revision: int, limit: int, *, newest_first: bool) -> Program[CommitPage]:
@@ -74,7 +75,8 @@ def _record(session_id: str, row: Row) -> CommitRecord:
 
 def _usages(session_id: str, revision: int, body: str | None) -> tuple[TokenLedgerEntry, ...]:
     try:
-        return () if body is None else tuple(list_decoder_of(TokenLedgerEntry).decode(body))
+        deltas = () if body is None else _deltas.decode(body)
+        return tuple(TokenLedgerEntry(source, model, TokenUsage(*counters)) for source, model, *counters in deltas)
     except msgspec.DecodeError as error:
         raise DatabaseDamagedError(
             f"the usage of revision {revision} of session {session_id!r} is damaged: {error}",
@@ -145,13 +147,13 @@ def _ledger(past: _Past) -> Program[tuple[TokenLedgerEntry, ...]]:
 def _graph(past: _Past) -> Program[SessionGraph]:
     """Read the nodes that were there then and still are. What is there hangs together: branches go whole (law G5)."""
     nodes: list[SessionNodeRecord] = []
-    rows: list[Row] = [(None, None, 0)]
-    while rows:
-        asked = (past.sid, rows[-1][-1], past.point.next_seq, past.rows_per_read)
-        (rows,) = yield Read(Statement(NODES_UNTIL, asked))
-        nodes += stored_nodes(past.session_id, rows)
-        if len(rows) < past.rows_per_read:
-            break
+    ids: dict[int, str | None] = {}
+    after, done = 0, False
+    while not done:
+        (rows,) = yield Read(Statement(NODES_UNTIL, (past.sid, after, past.point.next_seq, past.rows_per_read)))
+        nodes += stored_nodes(past.session_id, rows, ids)
+        done = len(rows) < past.rows_per_read
+        after = SEQ_OF(rows[-1]) if rows else after
     leaf = past.point.leaf_node_id
     if not past.is_now and leaf is not None and all(node.node_id != leaf for node in nodes):
         raise rules.lost_transcript(past.session_id, past.point)

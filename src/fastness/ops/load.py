@@ -35,7 +35,7 @@ from fastness.model.transcript import SessionNodeRecord
 from fastness.ops.hint import Hint
 from fastness.ops.lane import Target, of_session
 from fastness.sql.program import Program, Read, Row, Statement, id_list
-from fastness.sql.records import stored, stored_content, stored_nodes
+from fastness.sql.records import NODE_COLUMNS, NODE_ROW, stored, stored_content, stored_nodes
 
 SESSION_BY_SID = "select sid, created_ms, meta, config from session where sid = $1"
 SESSION_BY_NAME = "select sid, created_ms, meta, config from session where session_id = $1"
@@ -47,22 +47,26 @@ LEDGER = """
     select source, model, input_tokens, output_tokens, cache_read_tokens, cache_write_tokens, reasoning_output_tokens
     from token_usage where sid = $1 order by source, model"""
 BLOBS = "select ref, body from blob where ref in any_of($1)"
-LIVE_NODES = """
-    select utf8(body), crc, seq from node where sid = $1 and tombstoned = 0 and seq > $2 order by seq limit $3"""
-NODE = "select utf8(body), crc from node where sid = $1 and node_id = $2 and tombstoned = 0"
+LIVE_NODES = f"""
+    select {NODE_ROW} from node n
+    where n.sid = $1 and n.tombstoned = 0 and n.seq > $2 order by n.seq limit $3"""
+NODE = f"""
+    select {NODE_ROW}, p.node_id from node n left join node p on p.sid = n.sid and p.seq = n.parent_seq
+    where n.sid = $1 and n.node_id = $2 and n.tombstoned = 0"""
 SEQ = "select seq from node where sid = $1 and node_id = $2 and tombstoned = 0"
-# From the leaf up: as many nodes as are wanted, and none that is older than the given seq. A parent is older than its
-# child, so the walk ends even where a file is damaged. The cross joins have SQLite go through the path and look each
-# node up, whatever it thinks of their numbers. To sort the rows, it would copy all bodies: ``in_order`` does it.
-PATH = """
+# From the leaf up: as many nodes as are wanted, none of them older than the given seq, and the one that they follow
+# without its body. A parent is older than its child, so the walk ends even where a file is damaged. The cross joins
+# have SQLite go through the path and look each node up, whatever it thinks of their numbers. To sort the rows, it would
+# copy all bodies: ``path_of`` does it.
+PATH = f"""
     with recursive path (seq, parent_seq, wanted) as (
-        select seq, parent_seq, cast($3 as bigint) from node
-        where sid = $1 and node_id = $2 and tombstoned = 0 and seq >= $4
+        select seq, parent_seq, case when seq >= $4 then cast($3 as bigint) else 0 end from node
+        where sid = $1 and node_id = $2 and tombstoned = 0
         union all
-        select n.seq, n.parent_seq, p.wanted - 1 from path p cross join node n
-        where n.sid = $1 and n.seq = p.parent_seq and n.seq < p.seq and n.seq >= $4 and n.tombstoned = 0
-            and p.wanted > 1)
-    select utf8(n.body), n.crc, n.seq from path p cross join node n where n.sid = $1 and n.seq = p.seq"""
+        select n.seq, n.parent_seq, case when n.seq >= $4 then p.wanted - 1 else 0 end from path p cross join node n
+        where n.sid = $1 and n.seq = p.parent_seq and n.seq < p.seq and n.tombstoned = 0 and p.wanted > 0)
+    select case when p.wanted > 0 then utf8(n.body) end, {NODE_COLUMNS}
+    from path p cross join node n where n.sid = $1 and n.seq = p.seq"""
 # The leaf of a revision, if it still is the node that it was then: a seq is never used again.
 LEAF_AT = """
     select c.next_seq, c.leaf_node_id from commit_log c
@@ -143,7 +147,8 @@ def load_node(target: Target, node_id: str) -> Program[SessionNodeRecord | None]
     session, rows = yield Read(session_statement(target), of_session(target, NODE, node_id), last=True)
     if session_row(target, session) is None or not rows:
         return None
-    return stored_nodes(target.session_id, rows)[0]
+    *_, parent_seq, parent_id = rows[0]
+    return stored_nodes(target.session_id, rows, {} if parent_id is None else {parent_seq: parent_id})[0]
 
 
 class Loaded(NamedTuple):
@@ -202,6 +207,7 @@ def _load_full(place: _Place) -> Program[_Graph]:
     """Read all live nodes, some at a time: what was decoded is let go of before more comes, and stays in the caches."""
     (session_id, sid), head, at_once, _ = place
     nodes: list[SessionNodeRecord] = []
+    ids: dict[int, str | None] = {}
     after = 0
     found: list[list[Row]] = []
     also = (Statement(SEQ, (sid, head.leaf_node_id)), *_blobs(head))
@@ -212,8 +218,8 @@ def _load_full(place: _Place) -> Program[_Graph]:
         page = Statement(LIVE_NODES, (sid, after, max(1, min(left, at_once))))
         rows, *others = yield Read(page, *also, last=last)
         found, also = found or others, ()
-        nodes += stored_nodes(session_id, rows)
-        after = rows[-1][-1] if rows else after
+        nodes += stored_nodes(session_id, rows, ids)
+        after = SEQ_OF(rows[-1]) if rows else after
         last = last or not rows
     graph = rules.full_graph(session_id, nodes, head.leaf_node_id, head.node_count)
     seqs, *blobs = found
@@ -228,29 +234,41 @@ def _load_path(place: _Place, scope: ActivePath) -> Program[_Graph]:
     if seen:
         ((since, seen_leaf),) = seen
         rows, *blobs = yield Read(Statement(PATH, (sid, leaf, wanted, since)), *_blobs(head))
-        found = stored_nodes(session_id, in_order(rows))
-        if len(found) == wanted or rules.joins(found, leaf, seen_leaf):
-            behind = found[0].parent_node_id if found else leaf
-            graph = rules.active_path(session_id, found, leaf, behind)
+        path = path_of(session_id, rows)
+        if len(path.nodes) == wanted or path.behind == seen_leaf:
+            graph = rules.active_path(session_id, path.nodes, leaf, path.behind)
             return _Graph(graph, _leaf_seq(rows, leaf, head), blobs[0] if blobs else [])
     rows, *blobs = yield Read(Statement(PATH, (sid, leaf, wanted, 0)), *_blobs(head), last=True)
-    found = stored_nodes(session_id, in_order(rows))
-    behind = found[0].parent_node_id if len(found) == wanted else None
-    graph = rules.active_path(session_id, found, leaf, behind)
+    path = path_of(session_id, rows)
+    graph = rules.active_path(session_id, path.nodes, leaf, path.behind)
     return _Graph(graph, _leaf_seq(rows, leaf, head), blobs[0] if blobs else [])
 
 
-def in_order(rows: list[Row]) -> list[Row]:
-    """Give the rows of ``PATH`` root first."""
-    rows.sort(key=_SEQ_OF)
-    return rows
+class Path(NamedTuple):
+    """Nodes from the root, or from behind another node, to a leaf. ``rows`` are theirs, in their order."""
+
+    nodes: list[SessionNodeRecord]
+    behind: str | None
+    rows: list[Row]
 
 
-_SEQ_OF = itemgetter(2)
+def path_of(session_id: str, rows: list[Row]) -> Path:
+    """Read the rows of ``PATH``, which come leaf first. Raises ``GraphInvalidError``."""
+    rows.sort(key=SEQ_OF)
+    ids: dict[int, str | None] = {}
+    behind = None
+    if rows and rows[0][0] is None:
+        _, _, behind, seq, _ = rows[0]
+        ids[seq] = behind
+    read = rows if behind is None else rows[1:]
+    return Path(stored_nodes(session_id, read, ids), behind, read)
+
+
+SEQ_OF = itemgetter(3)
 
 
 def _leaf_seq(rows: list[Row], leaf: str | None, head: HeadFacts) -> int | None:
-    return _SEQ_OF(rows[-1]) if rows and leaf == head.leaf_node_id else None
+    return SEQ_OF(rows[-1]) if rows and leaf == head.leaf_node_id else None
 
 
 def _blobs(head: HeadFacts) -> tuple[Statement, ...]:

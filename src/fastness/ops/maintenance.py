@@ -39,7 +39,7 @@ _DROP_EVIDENCE = """
 DROP_INPUT_EVIDENCE = _DROP_EVIDENCE.format(table="turn_input_evidence", key="input_id")
 DROP_WORK_EVIDENCE = _DROP_EVIDENCE.format(table="queued_work_evidence", key="batch_id")
 DROP_RECEIPTS = """
-    update commit_log set turn_hash = null, result = null where sid = $1 and revision in (
+    update commit_log set turn_hash = null, manifest = null where sid = $1 and revision in (
         select revision from commit_log
         where sid = $1 and revision > $2 and turn_hash is not null and committed_ms <= $3 order by revision limit $4)
     returning revision"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import chain
 from typing import TypeVar
 from zlib import crc32
@@ -9,8 +10,9 @@ from zlib import crc32
 import msgspec
 
 from fastness.decide.packing import unpacked
+from fastness.decide.stored_node import BODY_PREFIX, StoredNode, node_crc, node_of
 from fastness.errors import DatabaseDamagedError, GraphInvalidError
-from fastness.model.base import Record, decode_record, list_decoder_of, sha256_hex
+from fastness.model.base import Record, check_version, decode_record, decoder_of, list_decoder_of, sha256_hex
 from fastness.model.transcript import SessionNodeRecord
 from fastness.sql.program import Row
 
@@ -19,12 +21,11 @@ R = TypeVar("R", bound=Record)
 _AT_ONCE = 250
 """How many nodes are decoded as one array: few enough that their bodies are still in the caches."""
 
-_decode_nodes = list_decoder_of(SessionNodeRecord).decode
+_decode_nodes = list_decoder_of(StoredNode).decode
 
-
-def body_crc(body: str) -> int:
-    """Give the CRC-32 of a stored text. It finds what changed by accident; it is no proof against intent."""
-    return crc32(body.encode())
+NODE_COLUMNS = "n.crc, n.node_id, n.seq, coalesce(n.parent_seq, 0)"
+NODE_ROW = f"utf8(n.body), {NODE_COLUMNS}"
+"""What ``stored_nodes`` reads of a node ``n``. No node has the place 0."""
 
 
 def stored(kind: type[R], body: str | bytes, name: str = "") -> R:
@@ -44,40 +45,62 @@ def stored_content(ref: str, body: bytes | None) -> bytes | None:
     return content if content is not None and sha256_hex(content) == ref else None
 
 
-def stored_nodes(session_id: str, rows: list[Row]) -> list[SessionNodeRecord]:
-    """Read nodes from rows that begin with body, as bytes, and checksum. ``GraphInvalidError`` if damaged (law G3)."""
+def stored_nodes(session_id: str, rows: list[Row], ids: dict[int, str | None] | None = None) -> list[SessionNodeRecord]:
+    """Read nodes from rows that begin with ``NODE_ROW``, parents first.
+
+    ``ids`` are those of their parents, by place, as far as they are not among the rows; what was read is added to it.
+    Raises ``GraphInvalidError`` for a node that is damaged or whose parent is not there (law G3).
+    """
+    known: dict[int, str | None] = {} if ids is None else ids
+    known[0] = None
     nodes: list[SessionNodeRecord] = []
     for start in range(0, len(rows), _AT_ONCE):
-        nodes += _stored_slice(session_id, rows if len(rows) <= _AT_ONCE else rows[start : start + _AT_ONCE])
+        part = rows if len(rows) <= _AT_ONCE else rows[start : start + _AT_ONCE]
+        nodes += _stored_slice(session_id, part, known)
     return nodes
 
 
-def _stored_slice(session_id: str, rows: list[Row]) -> list[SessionNodeRecord]:
+def _stored_slice(session_id: str, rows: list[Row], known: dict[int, str | None]) -> list[SessionNodeRecord]:
     width = len(rows[0])
     columns = list(chain.from_iterable(rows))
-    bodies = columns[::width]
-    if list(map(crc32, bodies)) == columns[1::width]:
+    bodies, ids, parents = columns[::width], columns[2::width], columns[4::width]
+    if list(map(crc32, bodies, map(crc32, map(str.encode, ids), parents))) == columns[1::width]:
+        known.update(zip(columns[3::width], ids, strict=True))
         try:
             # A body that has its checksum is as it was written, its version included: one more look at that is for
             # the slow way, which tells what is wrong and with which node.
-            return _decode_nodes(b"[%b]" % b",".join(bodies))
-        except (msgspec.DecodeError, UnicodeError):
+            found = _decode_nodes(b"[%b]" % b",".join(bodies))
+            return list(map(node_of, ids, map(known.__getitem__, parents), found))
+        except (msgspec.DecodeError, UnicodeError, KeyError):
             pass
-    raise _damage(session_id, rows)
+    raise _damage(session_id, rows, known)
 
 
-def _damage(session_id: str, rows: list[Row]) -> GraphInvalidError:
+def _damage(session_id: str, rows: list[Row], known: Mapping[int, str | None]) -> GraphInvalidError:
     """Find the first node that is damaged. Raises a ``RecordVersionError`` for one of another version."""
-    after: str | None = None
-    fault = "checksum"
-    for body, checksum, *_ in rows:
-        try:
-            node = decode_record(SessionNodeRecord, body)
-        except (msgspec.DecodeError, UnicodeError):
+    advice = "restore it from a backup, 'check' lists what else is damaged"
+    for body, checksum, node_id, seq, parent_seq, *_ in rows:
+        fault = None
+        if stored_node(body) is None:
             fault = "undecodable"
-            break
-        if crc32(body) != checksum:
-            break
-        after = node.node_id
-    detail = f"a stored node (the one after {after!r}) is damaged; restore it from a backup, 'check' lists what else is"
-    return GraphInvalidError(session_id, fault, after, detail)
+        elif node_crc(node_id, parent_seq, body) != checksum:
+            fault = "checksum"
+        elif parent_seq not in known:
+            detail = f"the parent of the stored node {node_id!r}, at place {parent_seq}, is not there; {advice}"
+            return GraphInvalidError(session_id, "dangling_parent", node_id, detail)
+        if fault is not None:
+            detail = f"the stored node {node_id!r}, at place {seq}, is damaged; {advice}"
+            return GraphInvalidError(session_id, fault, node_id, detail)
+    raise AssertionError("one of the nodes is damaged")
+
+
+def stored_node(body: bytes) -> StoredNode | None:
+    """Read a node's body; None for one that is damaged. Raises a ``RecordVersionError`` for another version."""
+    try:
+        if not body.startswith(BODY_PREFIX):
+            check_version(SessionNodeRecord, body)
+        found = decoder_of(StoredNode).decode(body)
+        node_of("", None, found)
+    except (msgspec.DecodeError, UnicodeError):
+        return None
+    return found

@@ -90,8 +90,8 @@ _SESSIONS = (
     checkpoint {text},
     updated_ms {integer} not null
 ){busy}""",
-    # body is the whole SessionNodeRecord and crc its CRC-32, so that a byte that changed on disk is an error and not
-    # another conversation; parent_seq is there so that a path is walked over integers.
+    # body is what the columns do not say of a SessionNodeRecord (decide.stored_node), crc the CRC-32 of the id, of the
+    # parent's place and the body. A parent is named by its place, so that a path is walked over integers.
     """create table node (
     sid {integer} not null,
     seq {integer} not null,
@@ -122,8 +122,9 @@ _SESSIONS = (
     reasoning_output_tokens {integer} not null,
     primary key (sid, source, model)
 ){busy}""",
-    # Receipts and history in one: every revision has a row. A receipt is a row with a turn_hash. changed_frames are the
-    # frames that were there before and that the commit changed, a JSON array.
+    # Receipts and history in one: every revision has a row. A receipt is a row with a turn_hash. manifest is the body
+    # of the checkpoint that it came with: a replay tells it also when that was collected (law C3). changed_frames are
+    # the frames that were there before and that the commit changed, a JSON array.
     """create table commit_log (
     sid {integer} not null,
     revision {integer} not null,
@@ -133,7 +134,7 @@ _SESSIONS = (
     leaf_node_id {text},
     checkpoint_ref {text},
     committed_ms {integer} not null,
-    result {text},
+    manifest {text},
     changed_frames {text},
     primary key (sid, revision)
 ){suffix}""",
@@ -323,7 +324,8 @@ _AGENDA = (
     seen_ms {integer} not null,
     body {text} not null
 ){suffix}""",
-    # What the history tells of a commit: the deltas of usage as JSON, the seq of the next node, the lease's token.
+    # What the history tells of a commit: the deltas of usage as JSON, [source, model, counters…] for each, the seq of
+    # the next node, the lease's token.
     "alter table commit_log add column usage {text}",
     "alter table commit_log add column next_seq {integer}",
     "alter table commit_log add column fencing_token {integer}",
