@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
+import time
 from collections.abc import AsyncIterator
 
 import psycopg
 import pytest
 
 from fastness.conformance.builders import chain, commit, lane, node_ids, usage
-from fastness.engines import postgres_pool
+from fastness.engines import postgres_open, postgres_pool
+from fastness.engines.postgres import PostgresEngine
 from fastness.errors import BackendError
+from fastness.factory import EngineSessionStoreFactory
 from fastness.model import RuntimeCommit, RuntimePersistence, SessionExecutionLease, SessionStoreCreateRequest
 from fastness.persistence import PostgresSessionStoreFactory
 from fastness.sql.program import Expected, Many, Program, Read, Statement, Write
@@ -27,7 +31,7 @@ async def factory(ground: Ground) -> AsyncIterator[PostgresSessionStoreFactory]:
         yield made
 
 
-async def held(factory: PostgresSessionStoreFactory) -> tuple[RuntimePersistence, SessionExecutionLease]:
+async def held(factory: EngineSessionStoreFactory) -> tuple[RuntimePersistence, SessionExecutionLease]:
     """A session with a first turn, whose handle knows what its next commit will find."""
     store = await factory.create_store(SessionStoreCreateRequest("s"))
     lease = await lane(store)
@@ -142,3 +146,51 @@ async def test_a_connection_that_ends_while_more_is_to_be_sent_is_replaced(
             end.shutdown(socket.SHUT_RD)
         await writing
         assert len(await engine.read(refs)) == 33
+
+
+@pytest.mark.parametrize(("bound_ms", "is_cut_off"), [(300, True), (300_000, False)])
+async def test_who_stands_still_in_the_midst_of_a_pipeline_does_not_keep_the_lane(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch, bound_ms: int, is_cut_off: bool
+) -> None:
+    """The server ends the transaction after its bound, others get the lane's lock, and the commit lands once."""
+    monkeypatch.setattr(postgres_open, "LONGEST_TRANSACTION_MS", bound_ms)
+    locked: list[bool] = []
+
+    def stand_still(batch: Read | Write | None) -> None:
+        # The lock of the lane was sent already, and the event loop stands still in here.
+        if isinstance(batch, Write) and guarded and not locked:
+            with ground.admin() as other:
+                other.execute("set lock_timeout to 2000")
+                with contextlib.suppress(psycopg.errors.LockNotAvailable):
+                    other.execute("select 1 from lane for update")
+                    locked.append(True)
+                locked.append(False)
+
+    guarded = False
+    engine = PostgresEngine(ground.url, schema=ground.schema, pool_size=1, before_batch=stand_still)
+    async with EngineSessionStoreFactory(engine) as factory:
+        store, lease = await held(factory)
+        guarded = True
+        result = await store.commit_runtime_state(second(lease))
+        assert locked == ([True, False] if is_cut_off else [False])
+        assert (result.head_revision, await node_ids(store)) == (2, ["a", "b"])
+
+
+async def test_a_snapshot_and_a_long_write_may_take_longer(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They say so to the server, which bounds what does not."""
+    monkeypatch.setattr(postgres_open, "LONGEST_TRANSACTION_MS", 300)
+    async with ground.factory(pool_size=2) as factory:
+        store, _ = await held(factory)
+        async with factory.engine.snapshot() as snapshot:
+            assert len(await snapshot.read(refs)) == 0
+            await asyncio.sleep(0.6)
+            assert len(await snapshot.read(refs)) == 0
+
+        def large() -> Program[None]:
+            for at in range(3):
+                yield Write(Statement(ADD, (f"{at}", b"x" * (1 << 20 | 1))))
+                time.sleep(0.2)
+
+        await factory.engine.write(large)
+        assert await factory.engine.read(refs) == ["0", "1", "2"]
+        assert await node_ids(store) == ["a"]

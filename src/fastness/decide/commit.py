@@ -223,8 +223,9 @@ def _blobs(
         dropped.extend((holder, ref) for ref in sorted(held - wanted))
 
     if given.checkpoint is not None:
-        _require_held(given.commit.session_id, given.checkpoint, head.held())
-        change(HEAD, head.held(), given.checkpoint.refs())
+        held = head.held()
+        _require_held(given.commit.session_id, given.checkpoint, held)
+        change(HEAD, held, given.checkpoint.refs())
     for frame in given.commit.agent_frames:
         holder = frame_holder(frame.frame_id)
         held = facts.held.get(holder, frozenset())

@@ -33,8 +33,8 @@ moment that it was to be held; the next try writes it again.
 """
 
 READ_ONLY = "25006"
-STARTING = frozenset({"57P01", "57P02", "57P03", "57P05", "53300", "25P03"})
-"""The server is going away, coming up, or has no room for a connection: another connection may do."""
+STARTING = frozenset({"57P01", "57P02", "57P03", "57P05", "53300", "25P03", "25P04"})
+"""The server is going away, coming up, has no room for a connection or cut us off: another connection may do."""
 
 _SCHEMA = frozenset({"3F000", "42P01", "42703", "42883", "42P10", "42804", "23502"})
 _RIGHTS = frozenset({"42501", "28000", "28P01"})

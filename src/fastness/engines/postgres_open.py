@@ -145,11 +145,22 @@ _OF_TRANSACTIONS = (("default_transaction_isolation", "read committed"), ("defau
 """What a transaction is that nobody began by a word, whatever the database or the role says."""
 
 
+LONGEST_TRANSACTION_MS = 300_000
+"""When a server ends a transaction that said no word of taking longer. It knows only here that its client, which had a
+lock taken in the midst of a pipeline, stands still; no commit takes nearly as long."""
+
+
+def bounds_transactions(connection: psycopg.AsyncConnection[Any]) -> bool:
+    """Whether the server can be told how long a transaction may take."""
+    return connection.info.server_version >= 170_000
+
+
 async def set_up(connection: psycopg.AsyncConnection[Any], settings: Iterable[tuple[str, str]]) -> bool:
     """Set a connection of our own up for its whole life; False behind a pooler, where nothing stays set."""
     if not await is_direct(connection):
         return False
-    for name, value in (*settings, *_OF_TRANSACTIONS):
+    bound = [("transaction_timeout", str(LONGEST_TRANSACTION_MS))] if bounds_transactions(connection) else []
+    for name, value in (*settings, *_OF_TRANSACTIONS, *bound):
         await _one(connection, "select set_config($1, $2, false)", name, value)
     return True
 

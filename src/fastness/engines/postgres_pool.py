@@ -21,6 +21,7 @@ from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 from fastness.engines.postgres_faults import is_passing
 from fastness.engines.postgres_open import (
     Place,
+    bounds_transactions,
     bring_up_to_date,
     connect,
     is_direct,
@@ -133,7 +134,8 @@ class Connections:
 
     async def _set_up(self, connection: psycopg.AsyncConnection[Any]) -> None:
         own = await set_up(connection, self._settings)
-        self._keep(connection, Wire(connection, prepares=own, own_session=own))
+        bounded = own and bounds_transactions(connection)
+        self._keep(connection, Wire(connection, prepares=own, own_session=own, bounded=bounded))
 
     async def acquire(self, started: float) -> Wire:
         """Get a connection that is alive. Raises ``ContendedError`` or why the server lets nobody in.

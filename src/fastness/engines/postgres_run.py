@@ -26,6 +26,7 @@ BatchHook: TypeAlias = Callable[[Read | Write | None], None]
 _WRITING = Command("begin isolation level read committed read write", ())
 _READING = Command("begin isolation level repeatable read read only", ())
 _HOLD = Command("set local idle_in_transaction_session_timeout to 0", ())  # it holds up nobody, however long it is
+_UNBOUND = Command("set local transaction_timeout to 0", ())  # what it does takes as long as there is much of it
 _GO_ON = Command("begin", ())  # what stands in the pipeline already belongs to it
 _COMMIT = Command("commit", ())
 _ROLLBACK = Command("rollback", ())
@@ -63,12 +64,13 @@ class Outcome(NamedTuple):
 class Attempt:
     """One attempt to run a program in a transaction of its own.
 
-    ``alone``: nothing else is under way in this process, so that there is time to let the server begin early.
+    ``alone``: nothing else is under way in this process, so that there is time to let the server begin early. It does
+    only where the server would also end the transaction if this process stood still right then.
     """
 
     def __init__(self, wire: Wire, session: Session, *, alone: bool = False) -> None:
         self.committing = False
-        self._alone = alone
+        self._alone = alone and wire.bounded
         self._wire = wire
         self._session = session
         self._wrote = self._wakes = self._begun = False
@@ -106,6 +108,8 @@ class Attempt:
         """Begin a transaction that only reads, and take its snapshot."""
         self._begin(_READING)
         self._wire.put(_HOLD)
+        if self._wire.bounded:
+            self._wire.put(_UNBOUND)
         self._wire.put(Command("select 1", ()))
         await self._wire.answers()
 
@@ -229,6 +233,8 @@ class Attempt:
             return _aligned(batch, await self._wire.answers())
         if self._queued_bytes > _MUCH:
             self._queued_bytes = 0
+            if self._wire.bounded:
+                self._wire.put(_UNBOUND)
             await self._wire.answers()  # much that is written goes out in parts, and is not all held in memory
         return []
 

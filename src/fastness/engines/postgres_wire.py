@@ -67,13 +67,17 @@ _Pending: TypeAlias = "tuple[bool, str | None]"
 class Wire:
     """A connection in use by one program at a time. ``transactions`` counts them; ``round`` is its keeper's.
 
-    ``own_session``: what is set on the connection stays and is ours alone. ``prepares`` is False behind a transaction
+    ``own_session``: what is set on the connection stays and is ours alone. ``bounded``: the server ends a transaction
+    that takes too long, and can be told of one that may. ``prepares`` is False behind a transaction
     pooler, where the next transaction may meet another server process that knows nothing of what was prepared before.
     """
 
-    def __init__(self, connection: psycopg.AsyncConnection[Any], *, prepares: bool, own_session: bool) -> None:
+    def __init__(
+        self, connection: psycopg.AsyncConnection[Any], *, prepares: bool, own_session: bool, bounded: bool = False
+    ) -> None:
         self.connection = connection
         self.own_session = own_session
+        self.bounded = bounded
         self.transactions = 0
         self.round = 0
         self.tag = b""
