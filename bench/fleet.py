@@ -118,6 +118,7 @@ async def durability(url: str, version: str) -> dict[str, str]:
 
 
 async def make_schemas(url: str) -> None:
+    """Have the engine make its tables in a schema for each side."""
     for schema in ("ours", "bare"):
         async with PostgresSessionStoreFactory(url, schema=schema) as factory:
             await factory.list_sessions()
@@ -170,7 +171,7 @@ class _Sides:
     def _prepared(self, count: int, processes: int, turns: int) -> tuple[int, list[Worker]]:
         """Prepare sessions for so many turns in fresh processes, and copy them to the other side."""
         first, self._next = self._next, self._next + count
-        names = asyncio.run(_create(self._url, first, count))
+        names = asyncio.run(create(self._url, first, count))
         workers = [Worker(self._url, names[at::processes], turns) for at in range(processes)]
         for worker in workers:
             worker.ready()
@@ -179,15 +180,20 @@ class _Sides:
         return first, workers
 
     def _compare(self, first: int, clients: int, turns: int, cost: dict[str, tuple[float, float]]) -> None:
-        if unlike := self._limit.unlike(first, clients):
-            raise RuntimeError(f"the function does not write what the library writes: {'; '.join(unlike)}")
+        require_alike(self._limit, first, clients)
         for side, schema in (("ours", "ours"), ("function", "bare")):
             rows, size = self._limit.written(schema, first, clients)
             made = clients * turns
             self.written[f"{side}, {clients} at once"] = [rows / made, size / made, *cost[side]]
 
 
-async def _create(url: str, first: int, count: int) -> list[str]:
+def require_alike(limit: Limit, first: int, sessions: int) -> None:
+    """Refuse to compare two sides that have not written as many values and bytes."""
+    if unlike := limit.unlike(first, sessions):
+        raise RuntimeError(f"the function does not write what the library writes: {'; '.join(unlike)}")
+
+
+async def create(url: str, first: int, count: int) -> list[str]:
     """Make sessions that are named by their keys, by which the function knows them."""
     async with PostgresSessionStoreFactory(url, schema="ours") as factory:
         names = [f"session-{key}" for key in range(first, first + count)]
@@ -221,9 +227,12 @@ async def prepare(url: str, names: Sequence[str], turns: int) -> list[Turns]:
     return sessions
 
 
-async def drive(url: str, sessions: Sequence[Turns]) -> list[list[float]]:
-    """Commit all turns of all sessions at once in this process, each session on a connection of its own."""
-    async with PostgresSessionStoreFactory(url, schema="ours", pool_size=len(sessions)) as factory:
+async def drive(url: str, sessions: Sequence[Turns], pool_size: int | None = None) -> list[list[float]]:
+    """Commit all turns of all sessions at once in this process: when each turn was done, by session.
+
+    The sessions share so many connections; where it is not said how many, each has one of its own.
+    """
+    async with PostgresSessionStoreFactory(url, schema="ours", pool_size=pool_size or len(sessions)) as factory:
 
         async def all_turns(session: Turns) -> list[float]:
             await reopen(factory, session)

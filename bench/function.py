@@ -47,7 +47,8 @@ class Limit:
         self._url = f"{url}?options={options}"
         self._script = folder / "turn.sql"
         self._script.write_text(
-            "\\set turn :turn + 1\n\\set sid :client_id + :first\n"
+            "\\set turn 2 + :step / :each\n\\set sid :first + :client_id + :clients * (:step % :each)\n"
+            "\\set step :step + 1\n"
             "select commit_turn(:sid, :turn, 1, :owner, :incarnation, :lease);\n",
             encoding="utf-8",
         )
@@ -73,13 +74,21 @@ class Limit:
         )
         execute(f"update turn_input set claim_id = md5(sid || '-' || seq) where {between}")
 
-    def run(self, first: int, clients: int, turns: int) -> list[list[float]]:
-        """Let so many clients make so many turns each, from the second one on: when each turn was done, by client."""
+    def run(self, first: int, sessions: int, turns: int, clients: int | None = None) -> list[list[float]]:
+        """Have so many turns of each session made, from the second one on: when each turn was done, by session.
+
+        Each session has a client of its own; where there are fewer ``clients``, each has as many sessions as the
+        others, and goes from one to the next after each turn.
+        """
         self._runs += 1
         prefix = f"run-{self._runs}"
-        given = {"turn": 1, "first": first, "owner": _OWNER, "incarnation": _INCARNATION, "lease": _LEASE}
+        clients = clients or sessions
+        each, left = divmod(sessions, clients)
+        assert not left, f"{sessions} sessions cannot be shared evenly by {clients} clients"
+        where = {"step": 0, "first": first, "clients": clients, "each": each}
+        given = {**where, "owner": _OWNER, "incarnation": _INCARNATION, "lease": _LEASE}
         defined = [argument for name, value in given.items() for argument in ("-D", f"{name}={value}")]
-        how = ["-n", "-M", "prepared", "-c", str(clients), "-j", str(min(clients, 2)), "-t", str(turns)]
+        how = ["-n", "-M", "prepared", "-c", str(clients), "-j", str(min(clients, 2)), "-t", str(turns * each)]
         command = [
             str(self._server.bin("pgbench")),
             *how,
@@ -92,12 +101,13 @@ class Limit:
         done = subprocess.run([*command, self._url], cwd=self._folder, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise RuntimeError(f"pgbench failed: {done.stderr[-1000:]}")
-        stamps: list[list[float]] = [[] for _ in range(clients)]
+        by_client: list[list[float]] = [[] for _ in range(clients)]
         for log in self._folder.glob(f"{prefix}.*"):
             for line in log.read_text(encoding="utf-8").splitlines():
                 client, _, _, _, seconds, microseconds = line.split()[:6]
-                stamps[int(client)].append(int(seconds) + int(microseconds) / 1e6)
-        assert all(len(client) == turns for client in stamps), done.stdout
+                by_client[int(client)].append(int(seconds) + int(microseconds) / 1e6)
+        stamps = [by_client[at % clients][at // clients :: each] for at in range(sessions)]
+        assert all(len(session) == turns for session in stamps), done.stdout
         return stamps
 
     def written(self, schema: str, first: int, sessions: int) -> tuple[int, int]:

@@ -79,6 +79,7 @@ DAMAGE = [
     ("update node set node_id = 'z' where node_id = 'b'", "graph", "node 'z' is damaged"),
     ("update node set parent_seq = null where node_id = 'b'", "graph", "node 'b' is damaged"),
     ("delete from node where node_id = 'a'", "graph", "node 'b' has no parent at place 1"),
+    ("update node set seq = 9 where node_id = 'b'", "graph", "node 'b' is damaged"),
     ("update node set tombstoned = 1 where node_id = 'a'", "graph", "is live and hangs on the tombstoned node 'a'"),
     ("delete from node where node_id = 'b'", "counts", "the head counts 3 nodes, 2 are there"),
     ("update head set leaf_node_id = 'c'", "graph", "the head's leaf 'c' is not there"),

@@ -142,7 +142,7 @@ def _pickup(side: Side, place: _Place, sends: int) -> Latencies:
         worker = side.start("work", url)
         sender = side.call("send", url, count=sends, seed=1)
         time.sleep(3 * TICK_S)
-        heard: dict[str, int] = worker.answer()["heard"]
+        heard: dict[str, int] = worker.last_answer()["heard"]
     settle()
     sent: dict[str, int] = sender["sent"]
     if heard.keys() != sent.keys():

@@ -1,31 +1,23 @@
 """The systems that the dispatch benchmark holds side by side, each in processes of its own.
 
-The peers live in a virtual environment of their own, ``.venv-peers`` at the root of the checkout with what
-``bench/requirements-peers.txt`` names, or in the interpreter that ``FASTNESS_BENCH_PEERS`` names. A peer that is not
-there is reported as not installed, never with a figure.
+A peer that is not there is reported as not installed, never with a figure.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
-ROOT = Path(__file__).resolve().parents[2]
-PEERS = "FASTNESS_BENCH_PEERS"
-"""The environment variable that names another interpreter for the peers."""
+from bench.peer_processes import SideProcess, peers_python
 
 NOT_INSTALLED = "not installed"
 CONCURRENCY = 8
 SMALLEST_POLL_S = 0.001
 """How often DBOS polls at the most: a queue takes any positive number, its other intervals end here."""
 
-_PATIENCE_S = 300
 _VERSION = "import importlib.metadata, sys; print(importlib.metadata.version(sys.argv[1]))"
 
 
@@ -39,55 +31,16 @@ class Side(NamedTuple):
 
     def call(self, role: str, url: str, **options: Any) -> dict[str, Any]:
         """Have a fresh process do something, and give its answer."""
-        return Running(self, role, url, options).answer()
+        return self._run(role, url, options).last_answer()
 
-    def start(self, role: str, url: str, **options: Any) -> Running:
+    def start(self, role: str, url: str, **options: Any) -> SideProcess:
         """Start a process that says when it is ready."""
-        running = Running(self, role, url, options)
-        running.line()
+        running = self._run(role, url, options)
+        running.answer()
         return running
 
-
-class Running:
-    """A process of a side."""
-
-    def __init__(self, side: Side, role: str, url: str, options: Mapping[str, Any]) -> None:
-        given = json.dumps({**side.options, **options, "url": url})
-        self._told = f"{side.name}: {role}"
-        self._process = subprocess.Popen(
-            [side.python, "-m", f"bench.{side.module}", role, given],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def line(self) -> dict[str, Any]:
-        """Wait for the next answer."""
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            self.answer()
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def answer(self) -> dict[str, Any]:
-        """Tell it to end, if it works until it is told to, and give the last answer."""
-        try:
-            out, errors = self._process.communicate("\n", timeout=_PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            out, errors = self._process.communicate()
-        if self._process.returncode != 0 or not out:
-            raise RuntimeError(f"{self._told} ended with {self._process.returncode}:\n{errors[-2000:]}")
-        answer: dict[str, Any] = json.loads(out.splitlines()[-1])
-        return answer
-
-
-def peers_python() -> str:
-    """Give the path of the peers' interpreter, whether it is there or not."""
-    return os.environ.get(PEERS) or str(ROOT / ".venv-peers" / "bin" / "python")
+    def _run(self, role: str, url: str, options: Mapping[str, Any]) -> SideProcess:
+        return SideProcess(self.python, self.module, role, options={**self.options, **options, "url": url})
 
 
 def version(package: str) -> str | None:

@@ -12,7 +12,8 @@ import psycopg
 from tests.servers.postgres import PostgresServer
 
 from bench.findings import Found
-from bench.peers.contestants import ContestantError, Running, Side
+from bench.peer_processes import ProcessError
+from bench.peers.contestants import Running, Side
 
 T = TypeVar("T")
 
@@ -50,7 +51,7 @@ class Ring:
             self.found.settings[one.side.title] = told
 
     def _start(self, side: Side) -> Running:
-        return Running(side, self.place(side, self._purpose), self.folder)
+        return Running(side, self.place(side, self._purpose))
 
     def place(self, side: Side, purpose: str) -> str:
         """Give a contestant a file, or a database."""
@@ -84,7 +85,7 @@ class Ring:
         """Do something; None where the contestant failed in it."""
         try:
             return do()
-        except ContestantError as error:
+        except ProcessError as error:
             self.found.missing[side.title] = str(error)
             return None
 

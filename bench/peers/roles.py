@@ -75,6 +75,7 @@ class _Room:
         self.contestant = contestant
         self._grown: Session = contestant.session("grown")
         self._turns = 0
+        self._is_open = False
         self._commands: Mapping[str, Callable[..., Awaitable[Answer]]] = {
             "open": self._open,
             "close": self._close,
@@ -93,12 +94,19 @@ class _Room:
 
     async def _open(self) -> Answer:
         await self.contestant.open()
+        self._is_open = True
         await self._grown.attach()
         return {"settings": await self.contestant.settings()}
 
     async def _close(self) -> Answer:
+        self._is_open = False
         await self.contestant.close()
         return {}
+
+    async def leave(self) -> None:
+        """Close what is still open: what works in the background would keep the process from ending."""
+        if self._is_open:
+            await self._close()
 
     async def _ahead(self, count: int) -> Answer:
         await self._grown.ahead(count)
@@ -176,6 +184,7 @@ async def _serve(make: Callable[[Options], Contestant], options: Options, answer
     _say(answers, {"ready": True})
     for line in sys.stdin:
         _say(answers, await room.do(json.loads(line)))
+    await room.leave()
 
 
 def _say(answers: TextIO, answer: Answer) -> None:

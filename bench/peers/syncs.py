@@ -7,7 +7,8 @@ from functools import partial
 from tests.servers.postgres import PostgresServer
 from tests.servers.room import wait_until
 
-from bench.peers.contestants import STRACE, ContestantError, Running, Side, syncs_in
+from bench.peer_processes import ProcessError
+from bench.peers.contestants import STRACE, Running, Side, syncs_in
 from bench.peers.ring import Ring
 
 SYNCED = 40
@@ -44,7 +45,7 @@ def _traced(ring: Ring, sides: list[Side]) -> list[tuple[Side, str]]:
     found, started = [], []
     for side in sides:
         trace = ring.folder / f"{side.name}.trace"
-        started.append((Running(side, ring.place(side, "traced"), ring.folder, syncs=trace), trace))
+        started.append((Running(side, ring.place(side, "traced"), syncs=trace), trace))
     for one, trace in started:
         try:
             one.answer()
@@ -54,7 +55,7 @@ def _traced(ring: Ring, sides: list[Side]) -> list[tuple[Side, str]]:
             before = syncs_in(trace)
             one.ask("turns", count=SYNCED, is_ready=True)
             told = f"{(syncs_in(trace) - before) / SYNCED:.1f} syncs a turn"
-        except ContestantError as error:
+        except ProcessError as error:
             told = f"syncs not measured ({error})"
         found.append((one.side, told))
         one.end()

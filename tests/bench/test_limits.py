@@ -11,7 +11,7 @@ from bench.bare import contents
 from bench.function import Limit
 from bench.syncs import CountedSyncs
 
-from bench import commits, fleet
+from bench import commits, fleet, fleet_sessions
 from tests.servers.postgres import PostgresServer
 
 
@@ -74,3 +74,25 @@ def test_the_function_writes_as_many_values_and_bytes_as_the_library(tmp_path: P
         rows, size = limit.written("bare", 1, 2)
         assert (rows, size) == limit.written("ours", 1, 2)
         limit.close()
+
+
+def test_clients_share_the_sessions_of_the_function_evenly(tmp_path: Path) -> None:
+    """Two clients, four sessions, two turns of each: the same rows as the library leaves on three connections."""
+    with PostgresServer(fsync=False) as server, server.database() as url:
+        asyncio.run(fleet.make_schemas(url))
+        limit = Limit(server, url, "bare", "ours", tmp_path)
+        names = asyncio.run(fleet.create(url, 1, 4))
+        sessions = asyncio.run(fleet.prepare(url, names, 3))
+        limit.copy(1, 4)
+        assert [len(stamps) for stamps in limit.run(1, 4, 2, 2)] == [2, 2, 2, 2]
+        with pytest.raises(RuntimeError, match=r"the library writes: node.sid: \(16, 128\) and \(48, 384\); "):
+            fleet.require_alike(limit, 1, 4)
+        assert [len(stamps) for stamps in asyncio.run(fleet.drive(url, sessions, 3))] == [2, 2, 2, 2]
+        fleet.require_alike(limit, 1, 4)
+        limit.close()
+
+
+def test_a_rate_is_taken_while_all_are_warm_and_enough_of_them_at_work() -> None:
+    """64 sessions are warm after 2 s and end one each second from then on: the last seven have too much room."""
+    timed = fleet_sessions.Timed.of([[0, 1, 2, 3 + at] for at in range(64)])
+    assert (timed.rate, timed.at(0.5), timed.at(0.99)) == (1.0, 33_000, 64_000)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fastness.decide.commit_input import prepare
@@ -68,7 +68,7 @@ def graphs(draw: st.DrawFn) -> list[tuple[SessionNodeRecord, int]]:
 def row(node: SessionNodeRecord, seq: int, parent: int) -> Row:
     """The row of a node as it is read."""
     body = node_body(node).encode()
-    return body, node_crc(node.node_id, parent or None, body), node.node_id, seq, parent
+    return body, node_crc(node.node_id, seq, node.parent_node_id or "", body), node.node_id, seq, parent
 
 
 def rows_of(graph: list[tuple[SessionNodeRecord, int]]) -> list[Row]:
@@ -89,13 +89,23 @@ def test_nodes_come_out_as_they_went_in(graph: list[tuple[SessionNodeRecord, int
 @settings(max_examples=300, deadline=None, derandomize=True, database=None)
 @given(graphs(), st.data())
 def test_what_changed_in_a_row_is_damage(graph: list[tuple[SessionNodeRecord, int]], data: st.DataObject) -> None:
-    """Another id, another parent, or one bit of the body: never another conversation (law G3)."""
+    """Another id, place or parent, one bit of the body, a column of another type: never another conversation (G3)."""
     rows = rows_of(graph)
     at = data.draw(st.integers(0, len(rows) - 1))
     body, crc, node_id, seq, parent = rows[at]
-    match data.draw(st.sampled_from(["id", "parent", "body", "crc"])):
+    match data.draw(st.sampled_from(["id", "place", "places", "parent", "body", "crc", "type"])):
         case "id":
             rows[at] = (body, crc, data.draw(ids.filter(lambda other: other != node_id)), seq, parent)
+        case "place":
+            rows[at] = (body, crc, node_id, data.draw(st.integers(-9, 9).filter(lambda other: other != seq)), parent)
+        case "places":
+            assume(len(rows) > 1)
+            other = data.draw(st.integers(0, len(rows) - 1).filter(lambda place: place != at))
+            rows[at], rows[other] = (*rows[at][:3], other + 1, parent), (*rows[other][:3], at + 1, rows[other][4])
+        case "type":
+            column = data.draw(st.sampled_from([0, 2, 3, 4]))
+            strange = data.draw(st.sampled_from([None, "x", b"x", 1.5]).filter(lambda value: value != rows[at][column]))
+            rows[at] = (*rows[at][:column], strange, *rows[at][column + 1 :])
         case "parent":
             rows[at] = (body, crc, node_id, seq, data.draw(st.integers(0, 9).filter(lambda other: other != parent)))
         case "body":
@@ -116,6 +126,21 @@ def test_a_parent_that_is_not_there_is_damage() -> None:
         stored_nodes("s", [row(node, 2, 1)])
     assert told.value.node_id == "b"
     assert stored_nodes("s", [row(node, 2, 1)], {1: "a"}) == [node]
+    with pytest.raises(GraphInvalidError, match=r"the stored node 'b' \(2\) is damaged"):
+        stored_nodes("s", [row(node, 2, 1)], {1: "another"})
+
+
+def test_the_node_that_is_damaged_is_named() -> None:
+    """And none of the sound ones before and behind it."""
+    above = {"a": None, "b": "a", "c": "b", "d": "c"}
+    nodes = [message_node(name, parent, NOW, Message("m", "user", ())) for name, parent in above.items()]
+    rows = [row(node, seq, seq - 1) for seq, node in enumerate(nodes, 1)]
+    body, crc, *rest = rows[2]
+    with pytest.raises(GraphInvalidError) as told:
+        stored_nodes("s", [*rows[:2], (body, crc + 1, *rest), rows[3]])
+    assert (told.value.node_id, told.value.fault) == ("c", "checksum")
+    with pytest.raises(RecordVersionUnsupportedError):
+        stored_nodes("s", [*rows[:2], (b"[2" + body[2:], crc, *rest), rows[3]])
 
 
 @pytest.mark.parametrize(
@@ -150,6 +175,15 @@ def test_an_ordinary_message_is_stored_without_what_its_columns_hold() -> None:
     assert node_body(plain) == f'[1,"{NOW}",{said}]'
     assert node_body(framed) == f'[1,"{NOW}",{said},null,"f"]'
     assert node_body(plugin) == f'[1,"{NOW}",null,"c",null,{{"type":"plugin","plugin_type":"p","body":[1]}}]'
+
+
+def test_the_ids_of_nodes_count_for_the_budget() -> None:
+    """As their messages do: all of it is stored."""
+    nodes = [message_node(f"{at:0512}", None, NOW, Message("m", "user", ())) for at in range(20)]
+    given_ = RuntimeCommit("s", None, None, graph=Append(tuple(nodes), nodes[-1].node_id))
+    with pytest.raises(InvalidInputError, match="over the configured budget of 10000"):
+        prepare(given_, 10_000)
+    assert len(prepare(given_, 20_000).nodes) == 20
 
 
 @pytest.mark.parametrize("ends_early", [b'1],["x"', b'1,"x":2', b"1]", b" 1", b"1 "])

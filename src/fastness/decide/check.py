@@ -5,7 +5,7 @@ The facts are plain columns, so that a record that cannot be read is one finding
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -173,8 +173,12 @@ class NodeAudit:
         self._seen: dict[int, tuple[str, bool]] = {}
         self.live_count = 0
 
-    def findings(self, nodes: Sequence[NodeFact]) -> Iterator[CheckFinding]:
-        """Check the next nodes."""
+    def id_at(self, seq: int | None) -> str | None:
+        """The id of the node at a place that was gone through, empty for no place at all; None where there is none."""
+        return "" if seq is None else self._seen.get(seq, (None, False))[0]
+
+    def findings(self, nodes: Iterable[NodeFact]) -> Iterator[CheckFinding]:
+        """Check the next nodes, each before the next is asked for: it may be the parent of that."""
         for node in nodes:
             detail = self._fault(node)
             if detail is not None:

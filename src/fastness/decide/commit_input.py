@@ -87,20 +87,18 @@ def prepare(commit: RuntimeCommit, budget_bytes: int) -> CommitInput:
     """Check and encode a commit. Raises ``InvalidInputError``; it looks at nothing but the commit."""
     _check_shape(commit)
     nodes = introduced_nodes(commit.graph)
-    if nodes:
-        checked_bodies(SessionNodeRecord, nodes, _check_node)
-    node_bodies = list(map(node_body, nodes))
+    records = checked_bodies(SessionNodeRecord, nodes, _check_node) if nodes else []
     frames = commit.agent_frames
     frame_bodies = checked_bodies(AgentFrameRecord, frames, _check_frame) if frames else []
     checkpoint = None if commit.checkpoint is None else _checkpoint(commit.checkpoint)
     config_body = None if commit.config is None else checked(PersistedSessionConfig, commit.config)[1]
-    size = sum(map(utf8_size, [*node_bodies, *frame_bodies, config_body or ""]))
+    size = sum(map(utf8_size, [*records, *frame_bodies, config_body or ""]))
     size += sum([len(encode(entry)) for entry in commit.outbox])
     check_budget(size if checkpoint is None else size + checkpoint.size, budget_bytes)
     return CommitInput(
         commit,
         nodes,
-        node_bodies,
+        list(map(node_body, nodes)),
         leaf_of(commit.graph),
         config_body,
         frame_bodies,

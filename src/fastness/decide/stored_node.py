@@ -1,8 +1,9 @@
 """How a node is stored: what the columns of its row hold is not said again in its body. Pure.
 
 A body is a JSON array: the record's version, the timestamp, the message, and where there is more to say what caused the
-node, its frame, and the payload that is no message. The id and the parent (by its place) are columns; the checksum
-covers them as well, so that a byte that changed on disk is an error and not another conversation (law G3).
+node, its frame, and the payload that is no message. The id, the place and the parent's place are columns. The checksum
+covers the node's id and place and its parent's id as well, so that a byte that changed on disk is an error and not
+another conversation (law G3).
 """
 
 from __future__ import annotations
@@ -41,15 +42,21 @@ def node_body(node: SessionNodeRecord) -> str:
     return encode(said).decode()
 
 
-def node_of(node_id: str, parent_node_id: str | None, found: StoredNode) -> SessionNodeRecord:
-    """Make the node of what was stored."""
+def node_of(node_id: str, parent_node_id: str, found: StoredNode) -> SessionNodeRecord:
+    """Make the node of what was stored. The id of no parent is empty."""
     message = found.message
     payload = found.payload if message is None else EventPayload(Conversation(message))
     if payload is None:  # the schema cannot say that one of the two has to be there
         raise msgspec.ValidationError("neither a message nor a payload")
-    return SessionNodeRecord(node_id, parent_node_id, found.timestamp, payload, found.caused_by, found.agent_frame_id)
+    return SessionNodeRecord(
+        node_id, parent_node_id or None, found.timestamp, payload, found.caused_by, found.agent_frame_id
+    )
 
 
-def node_crc(node_id: str, parent_seq: int | None, body: bytes) -> int:
-    """Give the checksum of a node. It finds what changed by accident; it is no proof against intent."""
-    return crc32(body, crc32(node_id.encode(), parent_seq or 0))
+def node_crc(node_id: str, seq: int, parent_node_id: str, body: bytes) -> int:
+    """Give the checksum of a node. It finds what changed by accident; it is no proof against intent.
+
+    The id of the parent is in it and not its place: whatever leads to another parent is found, in the child's row, in
+    the parent's, or in an index.
+    """
+    return crc32(body, crc32(parent_node_id.encode(), crc32(node_id.encode(), seq)))

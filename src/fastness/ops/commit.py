@@ -9,9 +9,10 @@ import msgspec
 from fastness.decide import commit as rules
 from fastness.decide.commit import CommitFacts, HeadFacts, Receipt, Settlement
 from fastness.decide.commit_input import CommitInput
-from fastness.decide.graph import KnownNode
+from fastness.decide.graph import KnownNode, PlacedNode
 from fastness.decide.stored_node import node_crc
-from fastness.model.base import encode
+from fastness.errors import DatabaseDamagedError
+from fastness.model.base import encode, sha256_hex
 from fastness.model.checkpoint import BlobRef, SessionCheckpoint, TokenUsage
 from fastness.model.commit import RuntimeCommitResult
 from fastness.model.session import AgentFrameRecord
@@ -180,6 +181,8 @@ def _receipt(
     turn_hash: str, revision: int, leaf: str | None, ref: str | None, manifest: str | None, changed_frames: str | None
 ) -> Receipt:
     checkpoint = None if manifest is None else stored(SessionCheckpoint, manifest)
+    if manifest is not None and sha256_hex(manifest.encode()) != ref:
+        raise DatabaseDamagedError(f"the receipt of revision {revision} is damaged", "restore it from a backup")
     result = RuntimeCommitResult(revision, None if ref is None else BlobRef(ref), checkpoint, leaf)
     changed = frozenset() if changed_frames is None else frozenset(msgspec.json.decode(changed_frames, type=list[str]))
     return Receipt(turn_hash, result, changed)
@@ -209,16 +212,19 @@ def _settlement(given: CommitInput, plan: Settlement) -> list[Statement | Many]:
 def _graph(given: CommitInput, plan: Settlement, sid: int) -> list[Statement | Many]:
     statements: list[Statement | Many] = [Statement(DROP_LIVE_NODES, (sid,))] if plan.replaces else []
     if plan.placed:
-        rows = [
-            (sid, node.seq, node.node_id, node.parent_seq, node_crc(node.node_id, node.parent_seq, body.encode()), body)
-            for node, body in zip(plan.placed, given.node_bodies, strict=True)
-        ]
+        nodes = zip(plan.placed, given.nodes, given.node_bodies, strict=True)
+        rows = [_node_row(sid, place, node.parent_node_id, body) for place, node, body in nodes]
         statements.append(Many(ADD_NODE, rows))
     # Frames stand in the order of the commits that brought them; the first insert settles a frame's place.
     first = plan.result.head_revision * FRAMES_PER_COMMIT
     for at, (frame, body) in enumerate(zip(given.commit.agent_frames, given.frame_bodies, strict=True)):
         statements.append(Statement(PUT_FRAME, (sid, frame.frame_id, first + at, body)))
     return statements
+
+
+def _node_row(sid: int, place: PlacedNode, parent_node_id: str | None, body: str) -> Row:
+    crc = node_crc(place.node_id, place.seq, parent_node_id or "", body.encode())
+    return sid, place.seq, place.node_id, place.parent_seq, crc, body
 
 
 def _blobs(given: CommitInput, plan: Settlement, sid: int) -> list[Many]:

@@ -30,7 +30,7 @@ from fastness.ops.commit import ADD_HEAD, FRAMES_PER_COMMIT, HOLD_BLOB, PUT_FRAM
 from fastness.ops.directory import ADD_LABEL
 from fastness.ops.history import LOGGED, Manifest, manifest_at
 from fastness.ops.lane import Target, enter, of_session
-from fastness.ops.load import HEAD, PATH, SEQ_OF, path_of, read_head, session_row, session_statement
+from fastness.ops.load import ALL_PLACES, HEAD, PATH, SEQ_OF, path_of, read_head, session_row, session_statement
 from fastness.sql.program import Item, Many, Program, Read, Statement, Write, id_list
 from fastness.sql.records import stored
 
@@ -137,7 +137,7 @@ def _origin(session_id: str, sid: int, head: HeadFacts, place: Place) -> Program
         (logged,) = yield Read(Statement(LOGGED, (sid, place.revision)))
         point = rules.point_at(session_id, place.revision, head, logged[0] if logged else None)
     leaf = point.leaf_node_id if place.node_id is None else place.node_id
-    (rows,) = yield Read(Statement(PATH, (sid, leaf, MAX_INT, 0)))
+    (rows,) = yield Read(Statement(PATH, (sid, leaf, MAX_INT, ALL_PLACES)))
     found = path_of(session_id, rows)
     last_seq = SEQ_OF(found.rows[-1]) if found.rows else 0
     if point.revision != head.revision and leaf is not None and not 0 < last_seq < point.next_seq:

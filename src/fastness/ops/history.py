@@ -12,6 +12,7 @@ from fastness.decide.commit import HeadFacts
 from fastness.decide.directory import effective_meta
 from fastness.decide.history import Point
 from fastness.errors import DatabaseDamagedError
+from fastness.model.base import Count, Id
 from fastness.model.checkpoint import (
     BlobRef,
     HydratedSessionCheckpoint,
@@ -33,7 +34,7 @@ from fastness.ops.commit import FRAMES_PER_COMMIT
 from fastness.ops.lane import Target, of_session
 from fastness.ops.load import BLOBS, HEAD, LEDGER, SEQ_OF, read_head, session_row, session_statement
 from fastness.sql.program import Program, Read, Row, Statement, id_list
-from fastness.sql.records import NODE_ROW, stored, stored_content, stored_nodes
+from fastness.sql.records import NODE_ROW, page_end, stored, stored_content, stored_nodes
 
 _COMMITS = """
     select revision, kind, turn_id, committed_ms, leaf_node_id, usage, fencing_token, checkpoint_ref
@@ -51,7 +52,7 @@ NODES_UNTIL = f"""
 
 _ALL_TIME = 2**63 - 1
 
-_deltas = msgspec.json.Decoder(list[tuple[str, str, int, int, int, int, int]])
+_deltas = msgspec.json.Decoder(list[tuple[Id, Id, Count, Count, Count, Count, Count]])
 
 
 def list_commits(session_id: str, after_revision: int, limit: int, *, newest_first: bool) -> Program[CommitPage]:
@@ -140,20 +141,20 @@ def _ledger(past: _Past) -> Program[tuple[TokenLedgerEntry, ...]]:
         for revision, usage in commits:
             later += _usages(past.session_id, revision, usage)
         done = len(commits) < past.rows_per_read
-        after = commits[-1][0] if commits else after
+        after = page_end(after, commits[-1][0]) if commits else after
     return rules.usage_until(past.session_id, totals, later)
 
 
 def _graph(past: _Past) -> Program[SessionGraph]:
     """Read the nodes that were there then and still are. What is there hangs together: branches go whole (law G5)."""
     nodes: list[SessionNodeRecord] = []
-    ids: dict[int, str | None] = {}
+    ids: dict[int, str] = {}
     after, done = 0, False
     while not done:
         (rows,) = yield Read(Statement(NODES_UNTIL, (past.sid, after, past.point.next_seq, past.rows_per_read)))
         nodes += stored_nodes(past.session_id, rows, ids)
         done = len(rows) < past.rows_per_read
-        after = SEQ_OF(rows[-1]) if rows else after
+        after = page_end(after, SEQ_OF(rows[-1])) if rows else after
     leaf = past.point.leaf_node_id
     if not past.is_now and leaf is not None and all(node.node_id != leaf for node in nodes):
         raise rules.lost_transcript(past.session_id, past.point)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from operator import itemgetter
 from typing import NamedTuple, TypeVar
 
@@ -35,7 +36,7 @@ from fastness.model.transcript import SessionNodeRecord
 from fastness.ops.hint import Hint
 from fastness.ops.lane import Target, of_session
 from fastness.sql.program import Program, Read, Row, Statement, id_list
-from fastness.sql.records import NODE_COLUMNS, NODE_ROW, stored, stored_content, stored_nodes
+from fastness.sql.records import NODE_COLUMNS, NODE_ROW, page_end, stored, stored_content, stored_nodes
 
 SESSION_BY_SID = "select sid, created_ms, meta, config from session where sid = $1"
 SESSION_BY_NAME = "select sid, created_ms, meta, config from session where session_id = $1"
@@ -65,7 +66,7 @@ PATH = f"""
         union all
         select n.seq, n.parent_seq, case when n.seq >= $4 then p.wanted - 1 else 0 end from path p cross join node n
         where n.sid = $1 and n.seq = p.parent_seq and n.seq < p.seq and n.tombstoned = 0 and p.wanted > 0)
-    select case when p.wanted > 0 then utf8(n.body) end, {NODE_COLUMNS}
+    select case when p.wanted > 0 then utf8(n.body) end, {NODE_COLUMNS}, p.wanted > 0
     from path p cross join node n where n.sid = $1 and n.seq = p.seq"""
 # The leaf of a revision, if it still is the node that it was then: a seq is never used again.
 LEAF_AT = """
@@ -207,7 +208,7 @@ def _load_full(place: _Place) -> Program[_Graph]:
     """Read all live nodes, some at a time: what was decoded is let go of before more comes, and stays in the caches."""
     (session_id, sid), head, at_once, _ = place
     nodes: list[SessionNodeRecord] = []
-    ids: dict[int, str | None] = {}
+    ids: dict[int, str] = {}
     after = 0
     found: list[list[Row]] = []
     also = (Statement(SEQ, (sid, head.leaf_node_id)), *_blobs(head))
@@ -219,7 +220,7 @@ def _load_full(place: _Place) -> Program[_Graph]:
         rows, *others = yield Read(page, *also, last=last)
         found, also = found or others, ()
         nodes += stored_nodes(session_id, rows, ids)
-        after = SEQ_OF(rows[-1]) if rows else after
+        after = page_end(after, SEQ_OF(rows[-1])) if rows else after
         last = last or not rows
     graph = rules.full_graph(session_id, nodes, head.leaf_node_id, head.node_count)
     seqs, *blobs = found
@@ -238,7 +239,7 @@ def _load_path(place: _Place, scope: ActivePath) -> Program[_Graph]:
         if len(path.nodes) == wanted or path.behind == seen_leaf:
             graph = rules.active_path(session_id, path.nodes, leaf, path.behind)
             return _Graph(graph, _leaf_seq(rows, leaf, head), blobs[0] if blobs else [])
-    rows, *blobs = yield Read(Statement(PATH, (sid, leaf, wanted, 0)), *_blobs(head), last=True)
+    rows, *blobs = yield Read(Statement(PATH, (sid, leaf, wanted, ALL_PLACES)), *_blobs(head), last=True)
     path = path_of(session_id, rows)
     graph = rules.active_path(session_id, path.nodes, leaf, path.behind)
     return _Graph(graph, _leaf_seq(rows, leaf, head), blobs[0] if blobs else [])
@@ -254,17 +255,17 @@ class Path(NamedTuple):
 
 def path_of(session_id: str, rows: list[Row]) -> Path:
     """Read the rows of ``PATH``, which come leaf first. Raises ``GraphInvalidError``."""
-    rows.sort(key=SEQ_OF)
-    ids: dict[int, str | None] = {}
-    behind = None
-    if rows and rows[0][0] is None:
-        _, _, behind, seq, _ = rows[0]
-        ids[seq] = behind
-    read = rows if behind is None else rows[1:]
-    return Path(stored_nodes(session_id, read, ids), behind, read)
+    with suppress(TypeError):  # a place that is no number is damage, which is told below
+        rows.sort(key=SEQ_OF)
+    if not rows or rows[0][5]:
+        return Path(stored_nodes(session_id, rows), None, rows)
+    _, _, behind, seq, *_ = rows[0]
+    return Path(stored_nodes(session_id, rows[1:], {seq: behind}), behind, rows[1:])
 
 
 SEQ_OF = itemgetter(3)
+ALL_PLACES = -MAX_INT
+"""The seq from which a path has all its nodes, also those whose places are damaged."""
 
 
 def _leaf_seq(rows: list[Row], leaf: str | None, head: HeadFacts) -> int | None:

@@ -9,7 +9,7 @@ to.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import msgspec
 
@@ -18,7 +18,7 @@ from fastness.errors import DatabaseDamagedError
 from fastness.ops.commit import ADD_BLOB
 from fastness.ops.transfer_tables import MOVED, TABLES, Table
 from fastness.sql.program import Many, Program, Read, Row, Statement, Write, id_list
-from fastness.sql.records import stored_content
+from fastness.sql.records import page_end, stored_content
 
 BLOB = "blob"
 ROWS_PER_PAGE = 250
@@ -108,13 +108,15 @@ def read_session(sid: int, sink: Sink | None) -> Program[SessionImage | None]:
 
 
 def _read_table(sid: int, table: Table, rows: list[Row], reading: _Reading) -> Program[None]:
+    after: tuple[Any, ...] = ()
     while rows:
         if table.name == "blob_holder":
             yield from _read_blobs(reading.new_refs(table, rows), reading)
         reading.take(table, rows)
         if len(rows) < ROWS_PER_PAGE or not table.key:
             return
-        (rows,) = yield Read(Statement(table.next_page, (sid, *table.key_of(rows[-1]), ROWS_PER_PAGE)))
+        after = page_end(after, table.key_of(rows[-1]))
+        (rows,) = yield Read(Statement(table.next_page, (sid, *after, ROWS_PER_PAGE)))
 
 
 def _read_blobs(refs: list[str], reading: _Reading) -> Program[None]:

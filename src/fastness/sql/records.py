@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import chain
-from typing import TypeVar
+from typing import Any, TypeVar
 from zlib import crc32
 
 import msgspec
@@ -45,14 +45,30 @@ def stored_content(ref: str, body: bytes | None) -> bytes | None:
     return content if content is not None and sha256_hex(content) == ref else None
 
 
-def stored_nodes(session_id: str, rows: list[Row], ids: dict[int, str | None] | None = None) -> list[SessionNodeRecord]:
+K = TypeVar("K", int, tuple[Any, ...])
+
+
+def page_end(after: K, last: K) -> K:
+    """Give the key that a page ended with, and behind which the next one begins.
+
+    Raises ``DatabaseDamagedError`` where it did not come behind the page before: whoever followed a damaged index would
+    go round in circles.
+    """
+    if not after < last:
+        raise DatabaseDamagedError(
+            "rows that are read by their key come in another order", "run 'check', restore from a backup"
+        )
+    return last
+
+
+def stored_nodes(session_id: str, rows: list[Row], ids: dict[int, str] | None = None) -> list[SessionNodeRecord]:
     """Read nodes from rows that begin with ``NODE_ROW``, parents first.
 
     ``ids`` are those of their parents, by place, as far as they are not among the rows; what was read is added to it.
     Raises ``GraphInvalidError`` for a node that is damaged or whose parent is not there (law G3).
     """
-    known: dict[int, str | None] = {} if ids is None else ids
-    known[0] = None
+    known: dict[int, str] = {} if ids is None else ids
+    known[0] = ""
     nodes: list[SessionNodeRecord] = []
     for start in range(0, len(rows), _AT_ONCE):
         part = rows if len(rows) <= _AT_ONCE else rows[start : start + _AT_ONCE]
@@ -60,38 +76,46 @@ def stored_nodes(session_id: str, rows: list[Row], ids: dict[int, str | None] | 
     return nodes
 
 
-def _stored_slice(session_id: str, rows: list[Row], known: dict[int, str | None]) -> list[SessionNodeRecord]:
+def _stored_slice(session_id: str, rows: list[Row], known: dict[int, str]) -> list[SessionNodeRecord]:
     width = len(rows[0])
     columns = list(chain.from_iterable(rows))
-    bodies, ids, parents = columns[::width], columns[2::width], columns[4::width]
-    if list(map(crc32, bodies, map(crc32, map(str.encode, ids), parents))) == columns[1::width]:
-        known.update(zip(columns[3::width], ids, strict=True))
-        try:
+    bodies, checksums, ids, seqs = (columns[at::width] for at in range(4))
+    known.update(zip(seqs, ids, strict=True))
+    parents: list[Any] = list(map(known.get, columns[4::width]))  # None is one that is not there
+    try:
+        places = map(crc32, map(str.encode, ids), seqs)
+        if list(map(crc32, bodies, map(crc32, map(str.encode, parents), places))) == checksums:
             # A body that has its checksum is as it was written, its version included: one more look at that is for
             # the slow way, which tells what is wrong and with which node.
-            found = _decode_nodes(b"[%b]" % b",".join(bodies))
-            return list(map(node_of, ids, map(known.__getitem__, parents), found))
-        except (msgspec.DecodeError, UnicodeError, KeyError):
-            pass
+            return list(map(node_of, ids, parents, _decode_nodes(b"[%b]" % b",".join(bodies))))
+    except (msgspec.DecodeError, UnicodeError, TypeError, OverflowError):
+        pass  # also a column of a type that was never written
     raise _damage(session_id, rows, known)
 
 
-def _damage(session_id: str, rows: list[Row], known: Mapping[int, str | None]) -> GraphInvalidError:
+def _damage(session_id: str, rows: list[Row], known: Mapping[int, str]) -> GraphInvalidError:
     """Find the first node that is damaged. Raises a ``RecordVersionError`` for one of another version."""
     advice = "restore it from a backup, 'check' lists what else is damaged"
-    for body, checksum, node_id, seq, parent_seq, *_ in rows:
-        fault = None
-        if stored_node(body) is None:
+    for row in rows:
+        body, checksum, node_id, seq, parent_seq, *_ = row
+        if not is_readable(body, node_id, seq, parent_seq):
             fault = "undecodable"
-        elif node_crc(node_id, parent_seq, body) != checksum:
-            fault = "checksum"
-        elif parent_seq not in known:
+        elif not isinstance(known.get(parent_seq), str):
             detail = f"the parent of the stored node {node_id!r}, at place {parent_seq}, is not there; {advice}"
             return GraphInvalidError(session_id, "dangling_parent", node_id, detail)
-        if fault is not None:
-            detail = f"the stored node {node_id!r}, at place {seq}, is damaged; {advice}"
-            return GraphInvalidError(session_id, fault, node_id, detail)
-    raise AssertionError("one of the nodes is damaged")
+        elif node_crc(node_id, seq, known[parent_seq], body) != checksum:
+            fault = "checksum"
+        else:
+            continue
+        name = node_id if isinstance(node_id, str) else None
+        return GraphInvalidError(session_id, fault, name, f"the stored node {name!r} ({seq!r}) is damaged; {advice}")
+    return GraphInvalidError(session_id, "undecodable", None, f"stored nodes are damaged; {advice}")
+
+
+def is_readable(body: object, node_id: object, seq: object, parent_seq: object) -> bool:
+    """Whether the columns of a node are what was written there once. Damage may be of their types, too."""
+    typed = isinstance(body, bytes) and isinstance(node_id, str) and isinstance(seq, int)
+    return typed and isinstance(parent_seq, int) and stored_node(body) is not None  # type: ignore[arg-type]
 
 
 def stored_node(body: bytes) -> StoredNode | None:
@@ -100,7 +124,7 @@ def stored_node(body: bytes) -> StoredNode | None:
         if not body.startswith(BODY_PREFIX):
             check_version(SessionNodeRecord, body)
         found = decoder_of(StoredNode).decode(body)
-        node_of("", None, found)
+        node_of("", "", found)
     except (msgspec.DecodeError, UnicodeError):
         return None
     return found

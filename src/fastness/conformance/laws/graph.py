@@ -260,6 +260,15 @@ CORRUPTIONS = {
     "half a record": "update node set body = substr(body, 1, 20) where node_id = 'b'",
     "another shape": "update node set body = '{\"v\":1,\"node_id\":7}' where node_id = 'b'",
     "a missing parent": "delete from node where node_id = 'b'",
+    "another id": "update node set node_id = 'z' where node_id = 'b'",
+    "another parent": "update node set parent_seq = 1 where node_id = 'c'",
+    "no parent": "update node set parent_seq = null where node_id = 'b'",
+    "another place": "update node set seq = 9 where node_id = 'b'",
+    "a place before all others": "update node set seq = -9 where node_id = 'c'",
+    "two places swapped": (
+        "update node set seq = case node_id when 'a' then -2 else -1 end where node_id in ('a', 'b');"
+        "update node set seq = -seq where seq < 0"
+    ),
 }
 
 
@@ -268,13 +277,26 @@ async def test_g3_a_corrupt_graph_is_never_a_shorter_conversation(lab: Lab, name
     """A node that cannot be read, or whose parent is missing, fails the load on both scopes, and the check finds it."""
     store = await lab.store()
     await turn(store, *chain("a", "b", "c"))
-    await lab.execute_raw(CORRUPTIONS[name])
+    for statement in CORRUPTIONS[name].split(";"):
+        await lab.execute_raw(statement)
     async for handle in lab.handles(store):
         for scope in (FullGraph(), ActivePath(), ActivePath("c")):
             with pytest.raises(GraphInvalidError):
                 await handle.load_session(scope)
     report = await lab.check()
     assert report.findings != ()
+
+
+async def test_g3_what_a_node_follows_is_not_taken_on_trust(lab: Lab) -> None:
+    """The end of a path names the node before it, and a single node its parent: another name for it is damage."""
+    store = await lab.store()
+    await turn(store, *chain("a", "b", "c"))
+    await lab.execute_raw("update node set node_id = 'z' where node_id = 'b'")
+    async for handle in lab.handles(store):
+        with pytest.raises(GraphInvalidError):
+            await handle.load_session(ActivePath(last=1))
+        with pytest.raises(GraphInvalidError):
+            await handle.load_node("c")
 
 
 async def test_g4_replace_takes_the_place_of_everything(lab: Lab) -> None:

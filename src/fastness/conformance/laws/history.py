@@ -353,9 +353,10 @@ async def test_h3_the_newest_revision_can_be_read_whatever_its_row_lacks(lab: La
         ("update node set crc = crc + 1 where node_id = 'a'", GraphInvalidError),
         ("delete from node where node_id = 'a'", GraphInvalidError),
         ("update commit_log set usage = '[' where revision = 2", DatabaseDamagedError),
+        ("""update commit_log set usage = '[["turn","m",-5,0,0,0,0]]' where revision = 2""", DatabaseDamagedError),
         ("delete from token_usage", DatabaseDamagedError),
     ],
-    ids=["node", "no parent", "usage", "ledger"],
+    ids=["node", "no parent", "usage", "negative usage", "ledger"],
 )
 async def test_h3_damage_is_an_error_of_its_own(lab: Lab, damage: str, error: type[Exception]) -> None:
     """It is never taken for what was let go of on purpose, and never read over (G3)."""
