@@ -38,6 +38,7 @@ LOOK_S = 1.0
 MODULES = (
     "commits",
     "fleet",
+    "fleet_sessions",
     "peers.part",
     "loads",
     "fleet_loads",

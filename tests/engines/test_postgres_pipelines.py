@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import os
 import socket
+import subprocess
+import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import psycopg
 import pytest
@@ -194,3 +196,61 @@ async def test_a_snapshot_and_a_long_write_may_take_longer(ground: Ground, monke
         await factory.engine.write(large)
         assert await factory.engine.read(refs) == ["0", "1", "2"]
         assert await node_ids(store) == ["a"]
+
+
+@pytest.mark.parametrize("ends", ["cancelled", "refused", "lost"])
+async def test_many_share_few_connections_whatever_becomes_of_some(ground: Ground, ends: str) -> None:
+    """Fifty programs on two connections: those that are cancelled, refused or cut off take no connection with them."""
+
+    def refuses() -> Program[None]:
+        yield Read(Statement("select 1"))
+        raise FaultError
+
+    def is_cut_off() -> Program[None]:
+        yield Read(Statement("select 1 from pg_terminate_backend(pg_backend_pid())"))
+
+    def lands(ref: str) -> Callable[[], Program[None]]:
+        def program() -> Program[None]:
+            yield Write(Statement(ADD, (ref, b"x")))
+
+        return program
+
+    async with ground.factory(pool_size=2, patience_ms=2_000) as factory:
+        engine = factory.engine
+        strange = {"cancelled": lands("never"), "refused": refuses, "lost": is_cut_off}[ends]
+        for at in range(5):
+            others = [asyncio.ensure_future(engine.write(strange)) for _ in range(3)]
+            ours = [asyncio.ensure_future(engine.write(lands(f"{at}-{number}"))) for number in range(10)]
+            await asyncio.sleep(0)
+            if ends == "cancelled":
+                for each in others:
+                    each.cancel()
+            await asyncio.gather(*ours)
+            await asyncio.gather(*others, return_exceptions=True)
+        found = await asyncio.gather(*(engine.read(refs) for _ in range(20)))
+        assert {ref for ref in found[0] if ref != "never"} == {
+            f"{at}-{number}" for at in range(5) for number in range(10)
+        }
+        assert found == [found[0]] * 20
+
+
+FORGETS = """
+import asyncio, sys
+from fastness.persistence import PostgresSessionStoreFactory
+
+async def main():
+    factory = PostgresSessionStoreFactory(sys.argv[1], schema=sys.argv[2], pool_size=4)
+    await factory.list_sessions()
+    return factory
+
+factory = asyncio.run(main())
+print("ended")
+"""
+
+
+def test_a_program_that_forgets_to_close_ends_all_the_same(ground: Ground) -> None:
+    """Also while the pool connects: it does not wait for ever for tasks that nobody can cancel."""
+    command = [sys.executable, "-c", FORGETS, ground.url, ground.schema]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "ended\n"), done.stderr
+    ground.await_none()

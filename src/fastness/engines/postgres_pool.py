@@ -12,7 +12,7 @@ import random
 import types
 import weakref
 from collections.abc import AsyncIterator, Coroutine, Generator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import psycopg
@@ -67,10 +67,13 @@ class Connections:
         self._pool: Pool | None = None
         self._is_ready = False
         self._at_hand: list[Wire] = []
+        # Whoever waits here is let in when a connection is at hand; to wait in the pool costs several times as much.
+        self._gate = asyncio.Semaphore(size) if given is None else None
         self._rounds = 0
         self._waiting = 0
         self._round: asyncio.TimerHandle | None = None
         self._tidying: asyncio.Task[None] | None = None
+        self._keeper: asyncio.Task[None] | None = None
 
     @property
     def is_open(self) -> bool:
@@ -105,6 +108,7 @@ class Connections:
             name="fastness",
         )
         await pool.open()
+        self._keeper = asyncio.get_running_loop().create_task(_close_at_end(pool))
         self._pool, self._is_ready = pool, True
 
     async def _first(self) -> psycopg.AsyncConnection[Any]:
@@ -140,21 +144,45 @@ class Connections:
     async def acquire(self, started: float) -> Wire:
         """Get a connection that is alive. Raises ``ContendedError`` or why the server lets nobody in.
 
-        ``started`` is when the caller began to wait, on the loop's clock.
+        ``started`` is when the caller began to wait, on the loop's clock. Each one that was got is given back once, by
+        ``release``, ``recover`` or ``discard``.
         """
-        while self._at_hand:
-            wire = self._at_hand.pop()
-            try:
-                wire.begin()
-            except Lost:
-                await self.discard(wire)
-                continue
-            return wire
-        self._waiting += 1
+        await self._enter(started)
         try:
-            return await self._from_pool(started)
-        finally:
-            self._waiting -= 1
+            while self._at_hand:
+                wire = self._at_hand.pop()
+                try:
+                    wire.begin()
+                except Lost:
+                    await self._drop(wire.connection)
+                    continue
+                return wire
+            self._waiting += 1
+            try:
+                return await self._from_pool(started)
+            finally:
+                self._waiting -= 1
+        except BaseException:
+            self._leave()
+            raise
+
+    async def _enter(self, started: float) -> None:
+        """Wait until there is one program less than there may be connections of our own."""
+        gate, loop = self._gate, asyncio.get_running_loop()
+        if gate is None:
+            return
+        if not gate.locked():
+            await gate.acquire()
+            return
+        try:
+            async with asyncio.timeout_at(started + self._patience_s):
+                await gate.acquire()
+        except TimeoutError:
+            raise await self._shut_out(round((loop.time() - started) * 1000)) from None
+
+    def _leave(self) -> None:
+        if self._gate is not None:
+            self._gate.release()
 
     async def _from_pool(self, started: float) -> Wire:
         loop = asyncio.get_running_loop()
@@ -207,6 +235,12 @@ class Connections:
 
         One of our own stays at hand for the next program, unless somebody waits for the pool to have one.
         """
+        try:
+            await self._release(wire)
+        finally:
+            self._leave()
+
+    async def _release(self, wire: Wire) -> None:
         if self._pool is None:
             return
         if self._given is None and not self._waiting and wire.round == self._rounds and wire.is_ready:
@@ -216,7 +250,7 @@ class Connections:
         elif wire.end():
             await _give_back(self._pool, wire.connection)
         else:
-            await self.discard(wire)
+            await self._drop(wire.connection)
 
     def _tidy(self) -> None:
         self._round = None
@@ -230,7 +264,7 @@ class Connections:
             if self._pool is not None and wire.end():
                 await _give_back(self._pool, wire.connection)
             else:
-                await self.discard(wire)
+                await self._drop(wire.connection)
 
     async def recover(self, wire: Wire) -> None:
         """Leave the transaction and give the connection back; one that cannot is given up."""
@@ -245,8 +279,10 @@ class Connections:
 
     async def discard(self, wire: Wire) -> None:
         """Close a connection that is in doubt: the server ends its transaction, and the pool makes another."""
-        wire.leave()
-        await self._drop(wire.connection)
+        try:
+            await self._drop(wire.connection)
+        finally:
+            self._leave()
 
     async def _drop(self, connection: psycopg.AsyncConnection[Any]) -> None:
         """Close a connection and give it back, so that the pool makes another."""
@@ -278,9 +314,10 @@ class Connections:
         if self._tidying is not None and not self._tidying.done():
             await asyncio.wait([self._tidying])
         await self._put_away()
-        pool, self._pool, self._is_ready = self._pool, None, False
-        if pool is not None and self._given is None:
-            await pool.close()
+        self._pool, self._is_ready = None, False
+        if self._keeper is not None and not self._keeper.done():
+            self._keeper.cancel()
+            await asyncio.wait([self._keeper])
 
 
 def _wires_of(connection: psycopg.AsyncConnection[Any]) -> weakref.WeakKeyDictionary[Connections, Wire]:
@@ -289,6 +326,17 @@ def _wires_of(connection: psycopg.AsyncConnection[Any]) -> weakref.WeakKeyDictio
         "_fastness_wires", weakref.WeakKeyDictionary()
     )
     return wires
+
+
+async def _close_at_end(pool: Pool) -> None:
+    """Wait to be cancelled, by us or by an event loop that ends, and close the pool.
+
+    A task of the pool that connects at that very moment takes its own cancellation for a failure to connect and goes
+    on; the loop would wait for it for ever.
+    """
+    with suppress(asyncio.CancelledError):
+        await asyncio.get_running_loop().create_future()
+    await pool.close()
 
 
 async def _give_back(pool: Pool, connection: psycopg.AsyncConnection[Any]) -> None:
