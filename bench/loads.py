@@ -16,7 +16,7 @@ from pathlib import Path
 
 import apsw
 
-from bench import fleet_loads, loads_listing, loads_size, raw
+from bench import loads_listing, loads_size, raw
 from bench.findings import Found, Part, Size, Spread, Table
 from bench.turns import Turns
 from fastness.persistence import (
@@ -56,8 +56,6 @@ def reading(folder: Path, size: Size) -> Found:
     found.figures["last_50_of_100k_ms"] = lengths[f"{LONG:,}"][-1]
     title = "Sessions of several lengths, SQLite, ms"
     found.tables.append(Table(title, ["nodes", "whole", "active path", f"last {LAST}"], lengths))
-    postgres = fleet_loads.against_raw_rows(folder, size)
-    found.figures["ratio_load_10k_postgres"] = postgres.figures["ratio"]
     return found
 
 
