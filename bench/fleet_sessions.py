@@ -32,7 +32,7 @@ COLD = {1: 50, 8: 10, 64: 3, 256: 2}
 """How many of them are not counted: connections are opened, plans made, and no handle knows its session yet."""
 WARM_UP = 64
 """How many sessions commit in a round before all others, which is not counted."""
-ROUNDS = {"short": 3, "full": 9}
+ROUNDS = {"short": 2, "full": 9}
 
 
 class Crowd(NamedTuple):

@@ -30,7 +30,7 @@ from bench.findings import Found, Part, Size, Spread, Table, Value
 from bench.fleet import SETTINGS
 
 ENGINES = ("sqlite", "postgres")
-SENDS = {"short": 50, "full": 220}
+SENDS = {"short": 30, "full": 220}
 WARM_UP = 10
 TURNS = 800
 ROUNDS = {"short": 1, "full": 5}

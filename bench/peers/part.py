@@ -59,7 +59,7 @@ class _Plan(NamedTuple):
     crowd_rounds: int
 
 
-PLANS: Mapping[Size, _Plan] = {"short": _Plan(5, 3, 5.0, 3), "full": _Plan(9, 5, 20.0, 7)}
+PLANS: Mapping[Size, _Plan] = {"short": _Plan(4, 3, 4.0, 3), "full": _Plan(9, 5, 40.0, 7)}
 """``budget_s``: how long a contestant may take to grow from one mark to the next, beyond the compared one."""
 
 
