@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fastness.conformance.builders import chain, checkpoint, loaded, node, node_ids, turn, usage
+from fastness.conformance.builders import chain, checkpoint, commit, lane, loaded, node, node_ids, turn, usage
 from fastness.conformance.lab import Lab
 from fastness.decide.history import mentioned, point_at, usage_until
 from fastness.errors import DatabaseDamagedError, RevisionNotReadableError, SessionIdTakenError, SessionNotFoundError
@@ -122,3 +122,14 @@ async def test_a_restored_session_keeps_its_history(engine: str, tmp_path: Path)
     async with SqliteSessionStoreFactory(tmp_path / "restored.db") as restored:
         await restore(tmp_path / "backup.db", restored)
         assert await told(restored) == expected
+
+
+async def test_a_damaged_receipt_is_an_error(lab: Lab) -> None:
+    """A manifest that is not the one of the recorded checkpoint is not told as the result of a replay (law C3)."""
+    store = await lab.store()
+    stamped = commit(await lane(store), None, checkpoint=checkpoint(1)).with_turn_commit("t1")
+    await store.commit_runtime_state(stamped)
+    await lab.execute_raw("update commit_log set manifest = replace(manifest, 'turn_index\":1', 'turn_index\":2')")
+    async for handle in lab.handles(store):
+        with pytest.raises(DatabaseDamagedError, match="the receipt of revision 1 is damaged"):
+            await handle.commit_runtime_state(stamped)

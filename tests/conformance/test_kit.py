@@ -149,7 +149,7 @@ def test_a_store_without_powers_is_skipped_with_reasons(reported: dict[str, Resu
     assert {law: (found[law]["status"], found[law]["reasons"]) for law in ("L3", "C11", "G3", "L6", "A4", "E1")} == {
         "L3": ("skipped", {"the kit cannot move its clock": 2}),
         "C11": ("skipped", {"the kit does not see its batches": 2}),
-        "G3": ("skipped", {"the kit cannot reach its rows": 5}),
+        "G3": ("skipped", {"the kit cannot reach its rows": 12}),
         "L6": ("skipped", {"the kit cannot declare a process dead": 6, "the kit cannot move its clock": 2}),
         "A4": ("skipped", {"the kit does not see its batches": 1, "the kit cannot move its clock": 17}),
         "E1": ("skipped", {"it keeps no environments": 8}),
