@@ -11,7 +11,7 @@ from fastness.decide.check import ClaimFact, HeadFact, LaneFact, LogFact, NodeFa
 from fastness.decide.commit import HEAD as HEAD_HOLDER
 from fastness.decide.commit import frame_holder
 from fastness.decide.stored_node import node_crc
-from fastness.errors import StoreError
+from fastness.errors import DatabaseDamagedError, StoreError
 from fastness.model.attachments import AttachmentRef
 from fastness.model.base import Record, decoder_of, sha256_hex
 from fastness.model.checkpoint import SessionCheckpoint
@@ -22,7 +22,7 @@ from fastness.model.turn_input import PendingTurnInputDraft
 from fastness.ops import environments
 from fastness.ops.commit import held_by_holder
 from fastness.sql.program import Program, Read, Row, Statement
-from fastness.sql.records import is_readable, stored, stored_content, stored_node
+from fastness.sql.records import page_end, readable_node, stored, stored_content
 from fastness.sql.schema import SESSION_TABLES
 
 COUNTS = """
@@ -128,11 +128,12 @@ def check_session(sid: int) -> Program[SessionCheck]:
         if not nodes:
             break
         findings += audit.findings(_node_fact(row, audit) for row in nodes)
-        count, last = count + len(nodes), nodes[-1][0]
-        if not isinstance(last, int) or last <= after:  # whoever followed this index would go round in circles
-            findings.append(CheckFinding("graph", session_id, "its nodes come in another order than their places say"))
+        count += len(nodes)
+        try:
+            after = page_end(after, nodes[-1][0])
+        except DatabaseDamagedError as error:
+            findings.append(CheckFinding("graph", session_id, f"its nodes: {error.detail}"))
             break
-        after = last
     findings += audit.closing(head)
     return SessionCheck(count, log_count, tuple(findings))
 
@@ -191,12 +192,13 @@ def _claim_fact(kind: str, record: type[R], row: Row) -> ClaimFact:
 def _node_fact(row: Row, audit: rules.NodeAudit) -> NodeFact:
     seq, node_id, parent_seq, tombstoned, crc, body = row
     try:
-        node = stored_node(body) if is_readable(body, node_id, seq, parent_seq or 0) else None
+        node = readable_node(body, node_id, seq, parent_seq or 0)
     except StoreError:
         node = None
     parent_id = audit.id_at(parent_seq)
     # A parent that is gone is a finding of its own, or the right of a replaced graph: then there is nothing to compare.
-    is_there = isinstance(parent_id, str)  # as it was read: damage may be of its type
-    sound = node is not None and (not is_there or node_crc(node_id, seq, str(parent_id), body) == crc)
+    # It is as it was read, and damage may be of its type.
+    differs = isinstance(parent_id, str) and node is not None and node_crc(node_id, seq, parent_id, body) != crc
+    sound = node is not None and not differs
     frame_id = node.agent_frame_id if node is not None else None
     return NodeFact(seq, node_id, parent_seq, bool(tombstoned), sound, frame_id)

@@ -54,7 +54,11 @@ def page_end(after: K, last: K) -> K:
     Raises ``DatabaseDamagedError`` where it did not come behind the page before: whoever followed a damaged index would
     go round in circles.
     """
-    if not after < last:
+    try:
+        moved_on = after < last
+    except TypeError:  # a key of a type that was never written
+        moved_on = False
+    if not moved_on:
         raise DatabaseDamagedError(
             "rows that are read by their key come in another order", "run 'check', restore from a backup"
         )
@@ -98,7 +102,7 @@ def _damage(session_id: str, rows: list[Row], known: Mapping[int, str]) -> Graph
     advice = "restore it from a backup, 'check' lists what else is damaged"
     for row in rows:
         body, checksum, node_id, seq, parent_seq, *_ = row
-        if not is_readable(body, node_id, seq, parent_seq):
+        if readable_node(body, node_id, seq, parent_seq) is None:
             fault = "undecodable"
         elif not isinstance(known.get(parent_seq), str):
             detail = f"the parent of the stored node {node_id!r}, at place {parent_seq}, is not there; {advice}"
@@ -112,10 +116,10 @@ def _damage(session_id: str, rows: list[Row], known: Mapping[int, str]) -> Graph
     return GraphInvalidError(session_id, "undecodable", None, f"stored nodes are damaged; {advice}")
 
 
-def is_readable(body: object, node_id: object, seq: object, parent_seq: object) -> bool:
-    """Whether the columns of a node are what was written there once. Damage may be of their types, too."""
-    typed = isinstance(body, bytes) and isinstance(node_id, str) and isinstance(seq, int)
-    return typed and isinstance(parent_seq, int) and stored_node(body) is not None  # type: ignore[arg-type]
+def readable_node(body: object, node_id: object, seq: object, parent_seq: object) -> StoredNode | None:
+    """Read a node's body as ``stored_node`` does; None also where a column is of a type that was never written."""
+    places = isinstance(seq, int) and isinstance(parent_seq, int)
+    return stored_node(body) if isinstance(body, bytes) and isinstance(node_id, str) and places else None
 
 
 def stored_node(body: bytes) -> StoredNode | None:

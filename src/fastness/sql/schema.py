@@ -90,8 +90,8 @@ _SESSIONS = (
     checkpoint {text},
     updated_ms {integer} not null
 ){busy}""",
-    # body is what the columns do not say of a SessionNodeRecord (decide.stored_node), crc the CRC-32 of the id, of the
-    # parent's place and the body. A parent is named by its place, so that a path is walked over integers.
+    # body is what the columns do not say of a SessionNodeRecord, crc the CRC-32 of place, id, parent's id and body
+    # (decide.stored_node). A parent is named by its place, so that a path is walked over integers.
     """create table node (
     sid {integer} not null,
     seq {integer} not null,
